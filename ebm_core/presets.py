@@ -1,0 +1,113 @@
+"""The paper's runs on one screen: Appendix A.2 where it has a number, a note where we chose one.
+
+Each preset is a plain function that returns a TrainConfig; everything it does not name is a default of `config.py`.
+"""
+
+from collections.abc import Callable
+
+from ebm_core.config import (
+    AugmentConfig,
+    BufferConfig,
+    DataConfig,
+    LoopConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+
+
+def digits() -> TrainConfig:
+    """scikit-learn's 8 x 8 handwritten digits: the five-minute demo on two CPU cores. Chosen here, not in the paper."""
+    return TrainConfig(
+        data=DataConfig(name="digits", image_size=8, channels=1),
+        model=ModelConfig(
+            kind="plain",
+            widths=(32, 64, 128),
+            norm="none",
+            attention=False,
+            multiscale=False,
+            standardize_weights=False,
+        ),
+        sampler=SamplerConfig(
+            num_steps=20,
+            step_size=2.0,
+            noise_std=0.005,
+            generate_steps=200,
+            transition_every=0,
+            transition_free_steps=0,
+        ),
+        loss=LossConfig(entropy_weight=0.3),
+        augment=AugmentConfig(enabled=False),
+        optimizer=OptimizerConfig(lr=1e-3, ema_decay=0.99),
+        train=LoopConfig(num_steps=2000, batch_size=64),
+    )
+
+
+def mnist() -> TrainConfig:
+    """MNIST with the published code's small net (Appendix A.4). Grey images: no colour jitter, and digits do not flip."""
+    return TrainConfig(
+        data=DataConfig(name="mnist", image_size=28, channels=1),
+        model=ModelConfig(kind="mnist", widths=(64, 128, 256, 512), attention=False, multiscale=False),
+        augment=AugmentConfig(color_prob=0.0, grayscale_prob=0.0, flip_prob=0.0),
+    )
+
+
+def fashion_mnist() -> TrainConfig:
+    """As `mnist`, with flips: clothes are as likely mirrored."""
+    return TrainConfig(
+        data=DataConfig(name="fashion_mnist", image_size=28, channels=1),
+        model=ModelConfig(kind="mnist", widths=(64, 128, 256, 512), attention=False, multiscale=False),
+        augment=AugmentConfig(color_prob=0.0, grayscale_prob=0.0),
+    )
+
+
+def cifar10() -> TrainConfig:
+    """Unconditional CIFAR-10 (A.2): 40 steps of size 100, noise 0.001, colour strength 1.0, blur of 5 pixels."""
+    return TrainConfig()
+
+
+def _faces_and_rooms(data: str) -> TrainConfig:
+    """CelebA-HQ and LSUN at 128 x 128 (A.2): step size 1000, colour strength 0.5, blur of 11 pixels, Fig. 11 (b)."""
+    return TrainConfig(
+        data=DataConfig(name=data, image_size=128),
+        model=ModelConfig(kind="figure11b", widths=(64, 128, 128, 128, 256, 512, 1024)),
+        sampler=SamplerConfig(step_size=1000.0),
+        augment=AugmentConfig(color_strength=0.5, blur_kernel=11),
+        train=LoopConfig(batch_size=64),
+    )
+
+
+def celeba_hq() -> TrainConfig:
+    """Unconditional CelebA-HQ at 128 x 128 (A.2)."""
+    return _faces_and_rooms("celeba_hq")
+
+
+def lsun_bedroom() -> TrainConfig:
+    """LSUN bedrooms at 128 x 128 (A.2)."""
+    return _faces_and_rooms("lsun_bedroom")
+
+
+def objects() -> TrainConfig:
+    """Rendered shapes at 32 x 32 for composition (Section 3.3). Colour and pose are the factors: no colour jitter or flip."""
+    return TrainConfig(
+        data=DataConfig(name="objects", image_size=32),
+        model=ModelConfig(kind="figure11a", widths=(32, 32, 64, 128, 256)),
+        buffer=BufferConfig(capacity=10_000),
+        augment=AugmentConfig(
+            color_strength=0.0, color_prob=0.0, grayscale_prob=0.0, flip_prob=0.0, crop_scale=(0.8, 1.0)
+        ),
+        train=LoopConfig(batch_size=64),
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "celeba_hq": celeba_hq,
+    "lsun_bedroom": lsun_bedroom,
+    "objects": objects,
+}
