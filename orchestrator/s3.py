@@ -269,12 +269,12 @@ def _answer(code: str, status: int) -> tuple[bool, str]:
         return False, "there is no such bucket; create it, or correct the URI"
     if status == 404:
         return True, "there is no such object; check the name"
+    if "Quota" in code or status == 507:
+        return False, f"the server has no space left ({code}); free some or raise the quota"
     if status == 403 or code in _DENIED:
         return False, f"access denied ({code}); check the credentials and the bucket's policy"
     if status in (301, 307, 400) and code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
         return False, f"the bucket is in another region ({code}); set AWS_REGION"
-    if status == 507 or "Quota" in code:
-        return False, f"the server has no space left ({code}); free some or raise the quota"
     if status >= 500 or code in ("SlowDown", "RequestTimeout"):
         return False, f"the server keeps failing (HTTP {status} {code}); try again later, or check the endpoint"
     return False, f"the server refused it (HTTP {status} {code}); check that the endpoint supports S3 uploads"

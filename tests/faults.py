@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 from urllib.parse import urlsplit
 
 from boto3.session import Session
+from botocore.loaders import Loader
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
@@ -38,8 +40,10 @@ def moto_server() -> Iterator[str]:
     server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=QuietMoto)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
+    shared = Loader()  # else each client of each test spends most of its life on parsing the same JSON
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        with mock.patch("botocore.session.create_loader", return_value=shared):
+            yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
