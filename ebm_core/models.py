@@ -17,6 +17,8 @@ from ebm_core.blocks import (
     Code,
     Conv,
     Dense,
+    Features,
+    NewFeatures,
     PlainConv,
     ResBlock,
     ResBlockDown,
@@ -180,7 +182,7 @@ def check_dtype(what: str, values: Tensor, dtype: torch.dtype) -> None:
         raise DataError(f"{what} have type {values.dtype}, this energy computes in {dtype}: convert with .to({dtype})")
 
 
-def half_resolution(x: Samples) -> Samples:
+def half_resolution(x: Features) -> NewFeatures:
     """3x3 mean at every second pixel, n x n to ceil(n / 2) (Section 2.4).
 
     Pixels beyond the border are left out of the mean, so that a constant image stays itself; the published code counts
