@@ -19,8 +19,8 @@ PAGE_WIDTH = 800
 PADDING = 2
 """Pixels between images, after enlarging."""
 
-IMAGE_WIDTH = 160
-"""Pixels: one image is not enlarged beyond about this width, where its pixels would be all that one sees."""
+LARGEST_SCALE = 16
+"""A few small images are not enlarged beyond this: their pixels would be all that one sees."""
 
 SLATE = (88, 104, 136)
 """Colour of the padding: bluish, so that no grey image runs into it."""
@@ -103,7 +103,7 @@ def _nhw(images: Tensor) -> tuple[int, int, int]:
 
 def _fitting_scale(columns: int, width: int) -> int:
     """The whole factor, at least 1, that brings `columns` images of `width` pixels nearest to PAGE_WIDTH."""
-    return max(1, round(min(PAGE_WIDTH / columns - PADDING, IMAGE_WIDTH) / width))
+    return min(LARGEST_SCALE, max(1, round((PAGE_WIDTH / columns - PADDING) / width)))
 
 
 def _tiled(pixels: UInt8[np.ndarray, "n h w 3"], columns: int, scale: int) -> UInt8[np.ndarray, "H W 3"]:
