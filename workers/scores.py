@@ -31,9 +31,7 @@ def auroc(positive: Float[np.ndarray, "n"], negative: Float[np.ndarray, "m"]) ->
     return float(roc_auc_score(truth, np.concatenate([positive, negative])))
 
 
-def nearest_distance(
-    images: np.ndarray, reference: np.ndarray
-) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+def nearest_distance(images: np.ndarray, reference: np.ndarray) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     """L2 distance over all pixels from each image to the nearest reference image, and that image's index.
 
     images (n ...), reference (m ...): of equal shape per image; uint8 levels are taken as level / 256, so distances are
