@@ -6,8 +6,8 @@ from sklearn.metrics import roc_auc_score
 
 from ebm_core.errors import DataError
 
-CHUNK_VALUES = 2**24
-"""Pixel values that one block of the nearest-neighbour search holds in float64: 128 MiB."""
+CHUNK_VALUES, CHUNK_ROWS = 2**22, 1024
+"""Pixel values and images in one block of the nearest-neighbour search: 32 MiB and 8 MiB of distances in float64."""
 
 
 def energy_gap(real: Float[np.ndarray, "n"], generated: Float[np.ndarray, "m"]) -> tuple[float, float]:
@@ -43,7 +43,7 @@ def nearest_distance(images: np.ndarray, reference: np.ndarray) -> tuple[Float[n
     if not len(images) or not len(reference):
         raise DataError(f"nearest of {len(images)} images among {len(reference)}: needs at least one of each")
     scale = 256.0 if images.dtype == np.uint8 else 1.0
-    rows = max(1, CHUNK_VALUES // max(1, int(np.prod(images.shape[1:]))))
+    rows = min(CHUNK_ROWS, max(1, CHUNK_VALUES // max(1, int(np.prod(images.shape[1:])))))
     squared, index = np.full(len(images), np.inf), np.zeros(len(images), dtype=np.int64)
     for start in range(0, len(reference), rows):
         block = _flat(reference[start : start + rows])

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from ebm_core import presets
