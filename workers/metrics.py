@@ -115,8 +115,7 @@ class Reference:
         return frechet_distance(FeatureStats.from_features(self.extractor.features(images)), self.train_features)
 
     def _real(self, dataset: Dataset) -> RealImages:
-        count = min(len(dataset), self._num_real)
-        index = torch.arange(count) * len(dataset) // count
+        index = _thinned(len(dataset), self._num_real)
         images = dataset.fetch(index)
         labels = None if dataset.labels is None else dataset.labels[index].numpy()
         return RealImages(images, self._energies(images, dataset, index), labels, index.numpy())
@@ -174,13 +173,13 @@ def _finish_gap(generated: Float[np.ndarray, "n"], real: Reference) -> dict[str,
 
 
 def _finish_fid_small(generated: FeatureStats, real: Reference) -> dict[str, Any]:
-    count = min(generated.n, len(real.heldout.images))
+    rows = _thinned(len(real.heldout.images), generated.n)  # at an equal count the bias is equal
     return {
         "value": frechet_distance(generated, real.train_features),
         "num_features": int(generated.mean.size),
-        "reference_num_images": count,
-        "heldout": real.frechet(real.heldout.images[:count]),
-        "noise": real.frechet(real.noise.images[:count]),
+        "reference_num_images": len(rows),
+        "heldout": real.frechet(real.heldout.images[rows]),
+        "noise": real.frechet(real.noise.images[rows]),
     }
 
 
@@ -225,6 +224,12 @@ def _finish_classifier(probabilities: Float[np.ndarray, "n k"], real: Reference)
         "heldout": heldout,
         "noise": noise,
     }
+
+
+def _thinned(length: int, count: int) -> Int64[Tensor, "n"]:
+    """At most `count` of the numbers below `length`, evenly spread: files are often sorted by class."""
+    count = min(length, count)
+    return torch.arange(count) * length // count
 
 
 def _pixels(images: Pixels) -> Float[np.ndarray, "n p"]:
