@@ -1,0 +1,1 @@
+"""Everything that knows Ray: jobs, storage, telemetry and the command line."""
