@@ -6,6 +6,7 @@ and tests all use it. A wrong path, type or range is a ConfigError of one line.
 
 import dataclasses
 import difflib
+import json
 import re
 import types
 import typing
@@ -118,6 +119,8 @@ class JobConfig(TrainConfig):
             workers,
             f"must divide train.batch_size = {self.train.batch_size}",
         )
+        if self.engine.device == "cuda" and not self.cluster.use_gpu:
+            raise ConfigError("engine.device = 'cuda': needs cluster.use_gpu=true, so that Ray reserves the GPU")
         _check_registered_names(self)
 
 
@@ -215,7 +218,9 @@ def _typed(hint: Any, text: str, path: str) -> Any:
 
 def _value(hint: Any, text: str) -> Any:
     if hint is bool:
-        return {"true": True, "false": False}.get(text) if text in ("true", "false") else _refuse(text)
+        if text not in ("true", "false"):
+            raise ValueError(text)
+        return text == "true"
     if get_origin(hint) is tuple:
         if text.startswith("["):
             return list(TypeAdapter(hint).validate_json(text, strict=True))
@@ -223,10 +228,6 @@ def _value(hint: Any, text: str) -> Any:
         values = [_value(item, part.strip()) for part in text.split(",")] if text else []
         return list(TypeAdapter(hint).validate_python(tuple(values), strict=True))
     return TypeAdapter(hint).validate_strings(text)
-
-
-def _refuse(text: str) -> typing.NoReturn:
-    raise ValueError(text)
 
 
 def _allowed(hint: Any) -> str:
@@ -281,8 +282,6 @@ def _may_differ(path: str) -> bool:
 
 def describe(job: JobConfig) -> str:
     """The resolved settings as indented `name: value` lines; values are JSON, so that they can be pasted back."""
-    import json
-
     lines: list[str] = []
 
     def section(tree: Mapping[str, Any], indent: str) -> None:
