@@ -1,7 +1,7 @@
 """Every setting that training has, and the only place where a default is written.
 
-Defaults are the paper's CIFAR-10 run (Appendix A.2); `presets.py` holds the other runs. A section checks its own ranges,
-`TrainConfig` checks what must agree between sections.
+Defaults are the paper's CIFAR-10 run (Appendix A.2); `presets.py` holds the other runs. A section checks its own
+ranges, `TrainConfig` checks what must agree between sections.
 """
 
 import dataclasses
@@ -264,7 +264,7 @@ class LoopConfig:
     grad_norms_every: int = 0
     """Log the gradient norm of each loss term every so many steps (Fig. 12); 0: never. Costs a backward pass a term."""
     gap_limit: float = -0.5
-    """Diverged when the running mean of l2_weight (E(data) - E(samples)) stays below this (collapse is -1, Fig. 9) ..."""
+    """Diverged when the running mean of l2_weight (E(data) - E(samples)) is below this (collapse is -1, Fig. 9), ..."""
     gap_window: int = 100
     """... where the mean runs over so many steps ..."""
     gap_patience: int = 500
@@ -346,7 +346,7 @@ def to_tree(cfg: object) -> dict[str, Any]:
 
 
 def from_tree(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
-    """The config that `to_tree` wrote. Unknown names and wrong types raise ConfigError; absent ones take the default."""
+    """The config that `to_tree` wrote. Unknown names and wrong types raise ConfigError; absent ones get the default."""
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path or 'config'} = {tree!r}: must be a section of settings")
     hints = get_type_hints(cls)

@@ -46,7 +46,7 @@ def digits() -> TrainConfig:
 
 
 def mnist() -> TrainConfig:
-    """MNIST with the published code's small net (Appendix A.4). Grey images: no colour jitter, and digits do not flip."""
+    """MNIST with the published code's small net (Appendix A.4). Grey images have no hue, and digits do not flip."""
     return TrainConfig(
         data=DataConfig(name="mnist", image_size=28, channels=1),
         model=ModelConfig(kind="mnist", widths=(64, 128, 256, 512), attention=False, multiscale=False),
@@ -90,7 +90,7 @@ def lsun_bedroom() -> TrainConfig:
 
 
 def objects() -> TrainConfig:
-    """Rendered shapes at 32 x 32 for composition (Section 3.3). Colour and pose are the factors: no colour jitter or flip."""
+    """Rendered shapes at 32 x 32 for composition (Section 3.3). Colour and pose are factors: no jitter, no flip."""
     return TrainConfig(
         data=DataConfig(name="objects", image_size=32),
         model=ModelConfig(kind="figure11a", widths=(32, 32, 64, 128, 256)),

@@ -8,6 +8,7 @@ rank that happens to compute it: resuming at a step needs the step's number alon
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -25,7 +26,7 @@ class Shards:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.count >= 1 and 0 <= self.first and self.first + self.count <= self.total):
+        if not (self.count >= 1 and self.first >= 0 and self.first + self.count <= self.total):
             raise ConfigError(f"shards {self.first} to {self.first + self.count - 1} of {self.total} do not exist")
 
     @classmethod
@@ -49,7 +50,7 @@ class Shards:
     def sizes(self, batch_size: int) -> list[int]:
         """Samples of a global batch in each owned shard."""
         edges = self.bounds(batch_size)
-        return [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        return [b - a for a, b in pairwise(edges)]
 
     def span(self, batch_size: int) -> slice:
         """This worker's part of a global batch."""

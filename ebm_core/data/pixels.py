@@ -17,7 +17,7 @@ def quantize(x: Samples) -> Tensor:
 
 
 def dequantize(levels: Pixels, rng: Rng | None = None) -> Samples:
-    """float32 pixels in [0, 1): bin centres, or with `rng` uniform points of the bins (the dither of Appendix A.2's code).
+    """float32 pixels in [0, 1): bin centres, or with `rng` uniform points of the bins (the published code's dither).
 
     levels: (b c h w) uint8. The expectation over the dither is the bin centre.
     """

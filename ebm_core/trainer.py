@@ -1,0 +1,202 @@
+"""One training step of improved contrastive divergence, and the state that it moves."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebm_core.augment import augment
+from ebm_core.buffer import SampleBuffer, build_buffer
+from ebm_core.compose import conditional
+from ebm_core.config import TrainConfig
+from ebm_core.data import num_conditions
+from ebm_core.data.pixels import dequantize
+from ebm_core.ema import ema_update
+from ebm_core.engine import prepare, resolve_device
+from ebm_core.errors import DataError
+from ebm_core.losses import Loss, improved_cd_loss
+from ebm_core.models import EnergyModel, build_energy
+from ebm_core.monitor import StabilityMonitor
+from ebm_core.rng import Shards, ShardStreams, stream, streams, uniform
+from ebm_core.sampler import sample_negatives
+from ebm_core.types import Energy, Samples
+
+SyncGradients = Callable[[list[Tensor]], None]
+"""Averages each tensor over the workers, in place. One call a step: the gradients, and the step's metrics."""
+
+
+@dataclass
+class TrainState:
+    """Everything that changes from step to step; all of it is in a checkpoint."""
+
+    step: int
+    seed: int
+    shards: Shards
+    model: EnergyModel
+    ema: EnergyModel
+    optimizer: torch.optim.Adam
+    buffer: SampleBuffer
+    monitor: StabilityMonitor
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def init_state(cfg: TrainConfig, seed: int | None = None, shards: Shards | None = None) -> TrainState:
+    """The state before the first step. `seed` overrides `cfg.seed`; `shards` are those of this worker (all of them)."""
+    seed = cfg.seed if seed is None else seed
+    shards = shards or Shards.of_rank(0, 1, cfg.buffer.num_shards)
+    conditions = num_conditions(cfg.data) if cfg.data.condition != "none" else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, 0, "init").initial_seed())
+        model = prepare(build_energy(cfg.model, cfg.image_shape, conditions), cfg.engine)
+    buffer = build_buffer(cfg.buffer, cfg.image_shape, shards, conditions, resolve_device(cfg.engine))
+    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.optimizer.lr, betas=cfg.optimizer.betas)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    return TrainState(0, seed, shards, model, ema, optimizer, buffer, StabilityMonitor(cfg.train, cfg.loss))
+
+
+def train_step(
+    state: TrainState,
+    x_data: Samples,
+    cfg: TrainConfig,
+    sync_gradients: SyncGradients | None = None,
+    condition: Tensor | None = None,
+) -> dict[str, float]:
+    """Draw, augment, sample, loss, backward, sync, step, average, insert; moves `state` in place.
+
+    x_data: this worker's part (b c h w) of the global batch, in [0, 1]; condition: (b k) for a conditional energy.
+    Returns the step's metrics, averaged over workers. Raises DivergenceError, with the state as it then is.
+    """
+    _check_batch(state, x_data, cfg)
+    state.step += 1
+    state.model.refresh()
+    x_init, condition_neg = chain_starts(state, cfg, condition)
+    energy = _energy_at(state.model, condition_neg)
+    needs_graph = bool(cfg.loss.kl_weight or cfg.loss.entropy_weight)
+    x_neg = sample_negatives(energy, x_init, cfg.sampler, step_streams(state, "chain", cfg), differentiable=needs_graph)
+    loss = improved_cd_loss(state.model, x_data, x_neg, past_samples(state, cfg), cfg.loss, condition, condition_neg)
+
+    parameters = list(state.model.parameters())
+    norms = _term_norms(loss, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}
+    state.optimizer.zero_grad()
+    loss.total.backward(inputs=parameters)
+    metrics = _metrics(loss, x_neg) | norms
+    _sync(sync_gradients, parameters, metrics)
+    metrics["grad_norm"] = _clip(parameters, cfg.optimizer.grad_clip)
+    state.optimizer.step()
+    ema_update(state.ema, state.model, cfg.optimizer.ema_decay)
+    state.buffer.add(x_neg.detach(), step_streams(state, "insert", cfg), condition=condition_neg, step=state.step)
+
+    state.monitor.update(
+        state.step, metrics["energy_data"], metrics["energy_neg"], metrics["loss"], metrics["grad_norm"]
+    )
+    return metrics | {
+        "running_gap": state.monitor.running_gap,
+        "buffer_fill": len(state.buffer) / state.buffer.num_slots,
+        "buffer_age": state.buffer.mean_age(state.step),
+    }
+
+
+def step_streams(state: TrainState, purpose: str, cfg: TrainConfig) -> ShardStreams:
+    """This step's randomness for one purpose: a function of (seed, step, shard, purpose) alone."""
+    return streams(state.seed, state.step, purpose, state.shards, cfg.train.batch_size, state.device)
+
+
+def chain_starts(state: TrainState, cfg: TrainConfig, condition: Tensor | None) -> tuple[Samples, Tensor | None]:
+    """Where the chains begin: augmented past samples (2.3), a fraction of them replaced by U(0, 1) noise (3.1).
+
+    A chain keeps the condition that its sample was made for; one that restarts takes the data's.
+    """
+    count = sum(state.shards.sizes(cfg.train.batch_size))
+    noise = uniform((count, *cfg.image_shape), step_streams(state, "noise", cfg), state.device)
+    if len(state.buffer) == 0:
+        return noise, condition
+    levels, condition_past = state.buffer.draw(count, step_streams(state, "draw", cfg))
+    x_past = dequantize(levels, step_streams(state, "dither-past", cfg) if cfg.data.dither else None)
+    x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg))
+    restart = uniform((count,), step_streams(state, "restart", cfg), state.device) < cfg.buffer.restart_fraction
+    x_init = torch.where(restart.view(-1, 1, 1, 1), noise, x_past)
+    return x_init, None if condition is None else torch.where(restart.view(-1, 1), condition, condition_past)
+
+
+def past_samples(state: TrainState, cfg: TrainConfig) -> Samples | None:
+    """B of Eq. 7: up to `loss.num_past` draws from this worker's buffer before the new samples enter; None if empty."""
+    if not cfg.loss.entropy_weight or len(state.buffer) == 0:
+        return None
+    rng = stream(state.seed, state.step, "past", state.shards.first, state.device)
+    levels, _ = state.buffer.draw(min(cfg.loss.num_past, len(state.buffer)), rng)
+    return dequantize(levels)
+
+
+def _energy_at(model: EnergyModel, condition: Tensor | None) -> Energy:
+    return model if condition is None else conditional(model, condition)
+
+
+def _check_batch(state: TrainState, x_data: Samples, cfg: TrainConfig) -> None:
+    expected = (sum(state.shards.sizes(cfg.train.batch_size)), *cfg.image_shape)
+    if tuple(x_data.shape) != expected:
+        raise DataError(
+            f"x_data has shape {tuple(x_data.shape)}, this worker's part of train.batch_size = "
+            f"{cfg.train.batch_size} is {expected}; take batches from ebm_core.batches with these settings"
+        )
+
+
+def _metrics(loss: Loss, x_neg: Samples) -> dict[str, float]:
+    """The step's numbers as floats: one transfer from the device."""
+    x_neg = x_neg.detach()
+    values = {
+        "loss": loss.total.detach(),
+        **{name: term.detach() for name, term in loss.terms.items()},
+        "energy_data": loss.energy_data.mean(),
+        "energy_neg": loss.energy_neg.mean(),
+        "energy_gap": loss.energy_data.mean() - loss.energy_neg.mean(),
+        "clamped_fraction": ((x_neg <= 0) | (x_neg >= 1)).to(x_neg.dtype).mean(),
+    }
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+
+
+def _term_norms(loss: Loss, parameters: list[torch.nn.Parameter]) -> dict[str, float]:
+    """L2 norm of each term's own gradient (Fig. 12)."""
+    norms = {}
+    for name, term in loss.terms.items():
+        slopes = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        norms[f"grad_norm/{name}"] = float(torch.nn.utils.get_total_norm([g for g in slopes if g is not None]))
+    return norms
+
+
+def _sync(
+    sync_gradients: SyncGradients | None, parameters: list[torch.nn.Parameter], metrics: dict[str, float]
+) -> None:
+    """Average gradients and metrics over workers in place, so that every rank sees, and stops at, the same numbers."""
+    if sync_gradients is None:
+        return
+    numbers = torch.tensor(list(metrics.values()), dtype=torch.float64, device=parameters[0].device)
+    sync_gradients([*(p.grad for p in parameters if p.grad is not None), numbers])
+    metrics.update(zip(metrics, numbers.tolist(), strict=True))
+
+
+def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> float:
+    """Norm of the whole gradient, before it is scaled down to `limit`."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return float(norm)
+
+
+def _every(period: int, step: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+def fingerprint(state: TrainState) -> str:
+    """SHA-256 over every tensor and counter of the state: equal states, and only those, have equal ones."""
+    digest = hashlib.sha256(f"{state.step}/{state.seed}/{state.monitor.state()}".encode())
+    moments = [t for s in state.optimizer.state_dict()["state"].values() for t in s.values()]
+    held = [t for shard in state.shards for t in state.buffer.shard_state(shard).values()]
+    for tensor in (*state.model.state_dict().values(), *state.ema.state_dict().values(), *moments, *held):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

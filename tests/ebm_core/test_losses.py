@@ -1,0 +1,165 @@
+"""Each term against its closed form or a reference by another route; the stop-gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+from ebm_core.config import LossConfig, SamplerConfig
+from ebm_core.losses import (
+    contrastive_divergence,
+    energy_l2,
+    frozen_energy,
+    improved_cd_loss,
+    nearest_neighbor_entropy,
+)
+from ebm_core.sampler import sample_negatives
+
+
+class TinyEnergy(nn.Module):
+    """A smooth energy with two parameter tensors, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.inner = nn.Parameter(torch.randn(4, 5, generator=rng, dtype=torch.float64))
+        self.outer = nn.Parameter(torch.randn(5, generator=rng, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.tanh(x.flatten(1) @ self.inner) @ self.outer
+
+
+def images(count, seed=0):
+    return torch.rand((count, 1, 2, 2), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+CHAIN = SamplerConfig(num_steps=3, step_size=0.05, noise_std=0.01, clamp=False)
+
+
+def negatives(energy, cfg=CHAIN):
+    return sample_negatives(energy, images(6, 1), cfg, torch.Generator().manual_seed(2))
+
+
+def test_contrastive_divergence_lowers_data_and_raises_samples():
+    energy_data, energy_neg = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([5.0], requires_grad=True)
+    value = contrastive_divergence(energy_data, energy_neg)
+    value.backward()
+    assert float(value) == -3.0
+    assert energy_data.grad.tolist() == [0.5, 0.5]
+    assert energy_neg.grad.tolist() == [-1.0]
+
+
+def test_opt_gradient_equals_a_double_backward_reference():
+    # dL_opt/dtheta = sum_i dE_stop(theta)/dx' . dx'/dtheta with x' = y - s dE_theta/dy, written out by hand:
+    # -s v . d/dtheta (dE/dy) for the constant vector v = dE/dx' / n.
+    energy = TinyEnergy()
+    x_neg = negatives(energy)
+    frozen_energy(energy, x_neg).mean().backward(inputs=list(energy.parameters()))
+
+    reference = TinyEnergy()
+    rng = torch.Generator().manual_seed(2)
+    y = images(6, 1)
+    for step in range(3):
+        y = y + 0.01 * torch.randn(y.shape, generator=rng, dtype=torch.float64)
+        y = y.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(reference(y).sum(), y, create_graph=step == 2)
+        end = y - 0.05 * slope
+        y = end.detach()
+    x_end = end.detach().requires_grad_()
+    (v,) = torch.autograd.grad(reference(x_end).mean(), x_end)
+    expected = torch.autograd.grad((slope * v).sum() * -0.05, list(reference.parameters()))
+    for p, g in zip(energy.parameters(), expected, strict=True):
+        assert float(p.grad.abs().max()) > 0
+        torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-14)
+
+
+def test_opt_carries_no_gradient_where_the_paper_stops_it():
+    # With samples that do not depend on theta, L_opt has no gradient at all: the energy outside is frozen.
+    energy = TinyEnergy()
+    value = frozen_energy(energy, images(6))
+    assert not value.requires_grad
+    torch.testing.assert_close(value, energy(images(6)))
+
+
+def test_cd_carries_no_gradient_through_the_samples():
+    # L_CD's gradient must be that of constant samples, although x_neg is differentiable in theta.
+    energy = TinyEnergy()
+    cfg = LossConfig(kl_weight=0, entropy_weight=0, l2_weight=0)
+    x_neg = negatives(energy)
+    got = torch.autograd.grad(improved_cd_loss(energy, images(5), x_neg, None, cfg).total, list(energy.parameters()))
+    constant = x_neg.detach()
+    by_hand = energy(images(5)).mean() - energy(constant).mean()
+    for g, e in zip(got, torch.autograd.grad(by_hand, list(energy.parameters())), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-14)
+
+
+def test_entropy_is_the_mean_log_distance_to_the_nearest_past_sample():
+    past = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64).view(2, 1, 1, 2)
+    x = torch.tensor([[0.0, 0.25], [1.0, 0.5]], dtype=torch.float64).view(2, 1, 1, 2)
+    expected = torch.tensor([0.25, 0.5], dtype=torch.float64).log().mean()
+    torch.testing.assert_close(nearest_neighbor_entropy(x, past), expected)
+
+
+def test_entropy_agrees_with_brute_force_even_for_near_duplicates():
+    past = images(200, 3)
+    x = torch.cat([images(50, 4), past[:5] + 1e-5])
+    brute = torch.cdist(x.flatten(1), past.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+    torch.testing.assert_close(nearest_neighbor_entropy(x, past), brute.log().mean(), rtol=1e-10, atol=0)
+
+
+def test_a_step_down_the_entropy_term_moves_samples_apart():
+    past = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    x = torch.full((1, 1, 2, 2), 0.1, dtype=torch.float64, requires_grad=True)
+    energy = TinyEnergy()
+    term = improved_cd_loss(energy, images(1), x, past, LossConfig(entropy_weight=0.7)).terms["entropy"]
+    (slope,) = torch.autograd.grad(term, x)
+    assert bool((slope < 0).all())  # descent increases the distance from 0
+    torch.testing.assert_close(term.detach(), -0.7 * torch.tensor(0.2, dtype=torch.float64).log())
+
+
+def test_a_sample_on_top_of_a_past_one_gives_a_finite_term_and_gradient():
+    x = images(3).requires_grad_()
+    value = nearest_neighbor_entropy(x, x.detach())
+    (slope,) = torch.autograd.grad(value, x)
+    assert float(value) == pytest.approx(torch.tensor(1e-6).log().item(), rel=1e-6)
+    assert bool(slope.isfinite().all())
+
+
+def test_collapse_value_of_the_l2_term_is_minus_one_over_its_weight():
+    # L = E+ - E- + a (E+^2 + E-^2) has its minimum at E+ - E- = -1 / a (Fig. 9's -1 for a = 1).
+    for a in (0.5, 1.0, 2.0):
+        e_data, e_neg = (
+            torch.tensor([-1 / (2 * a)], requires_grad=True),
+            torch.tensor([1 / (2 * a)], requires_grad=True),
+        )
+        value = contrastive_divergence(e_data, e_neg) + a * energy_l2(e_data, e_neg)
+        value.backward()
+        assert float(e_data.grad) == 0
+        assert float(e_neg.grad) == 0
+        assert float(e_data - e_neg) == -1 / a
+
+
+def test_the_total_is_the_sum_of_the_named_terms_and_weights_scale_them():
+    energy, past = TinyEnergy(), images(10, 5)
+    x_neg = negatives(energy)
+    one = improved_cd_loss(energy, images(5), x_neg, past, LossConfig())
+    assert set(one.terms) == {"cd", "opt", "entropy", "l2"}
+    torch.testing.assert_close(one.total, sum(one.terms.values()))
+    cfg = LossConfig(kl_weight=2.0, entropy_weight=3.0, l2_weight=5.0)
+    scaled = improved_cd_loss(energy, images(5), x_neg, past, cfg)
+    for name, factor in {"cd": 1, "opt": 2, "entropy": 3, "l2": 5}.items():
+        torch.testing.assert_close(scaled.terms[name], factor * one.terms[name])
+
+
+def test_terms_of_weight_zero_and_an_absent_past_are_left_out():
+    energy = TinyEnergy()
+    x_neg = negatives(energy)
+    off = LossConfig(kl_weight=0, entropy_weight=0, l2_weight=0)
+    assert set(improved_cd_loss(energy, images(5), x_neg, images(3), off).terms) == {"cd"}
+    assert "entropy" not in improved_cd_loss(energy, images(5), x_neg, None, LossConfig()).terms
+
+
+def test_opt_samples_limits_the_samples_that_carry_l_opt():
+    energy = TinyEnergy()
+    x_neg = negatives(energy)
+    some = improved_cd_loss(energy, images(5), x_neg, None, LossConfig(opt_samples=2)).terms["opt"]
+    torch.testing.assert_close(some, energy(x_neg[:2]).mean())
