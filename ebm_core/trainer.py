@@ -195,7 +195,7 @@ def _every(period: int, step: int) -> bool:
 def fingerprint(state: TrainState) -> str:
     """SHA-256 over every tensor and counter of the state: equal states, and only those, have equal ones."""
     digest = hashlib.sha256(f"{state.step}/{state.seed}/{state.monitor.state()}".encode())
-    moments = [t for s in state.optimizer.state_dict()["state"].values() for t in s.values()]
+    moments = [m[kind] for m in state.optimizer.state_dict()["state"].values() for kind in sorted(m)]
     held = [t for shard in state.shards for t in state.buffer.shard_state(shard).values()]
     for tensor in (*state.model.state_dict().values(), *state.ema.state_dict().values(), *moments, *held):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

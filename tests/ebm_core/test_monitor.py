@@ -37,7 +37,7 @@ def test_a_stable_gap_and_a_short_dip_do_not_stop_it():
 def test_limits_are_in_units_of_the_inverse_l2_weight():
     run(StabilityMonitor(LOOP, LossConfig(l2_weight=0.1)), -4.0, 200)  # a gap of -4 is -0.4 in units of 10
     with pytest.raises(DivergenceError):
-        run(StabilityMonitor(LOOP, LossConfig(l2_weight=10)), -0.1, 200)  # -1 in units of 0.1
+        run(StabilityMonitor(LOOP, LossConfig(l2_weight=10.0)), -0.1, 200)  # -1 in units of 0.1
 
 
 @pytest.mark.parametrize("values", [(math.nan, 0, 0, 1), (0, math.inf, 0, 1), (0, 0, math.nan, 1), (0, 0, 0, math.inf)])
