@@ -15,10 +15,9 @@ import pyarrow as pa
 
 from ebm_core.config import to_tree
 from ebm_core.data import load
-from ebm_core.errors import ConfigError
 from orchestrator import telemetry
 from orchestrator.config import JobConfig
-from orchestrator.storage import RunStore
+from orchestrator.storage import ObjectMissing, Run, RunStore, StorageError, step_name
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 
@@ -41,17 +40,13 @@ class RunSummary:
     modified: datetime | None
 
 
-def step_folder(step: int) -> str:
-    """`step-000000500`: the segment under which everything of a step is stored."""
-    return f"step-{step:09d}"
-
-
 def create(store: RunStore, job: JobConfig) -> bool:
     """Write config.json of a new run, unless another process has; then its provenance. False: the run exists."""
     run = store.run(str(job.name))
-    if not run.create_once(CONFIG, _json(to_tree(job))):
+    document = json.dumps(to_tree(job), indent=2) + "\n"
+    if not store.objects.create(f"{run.name}/{CONFIG}", document.encode()):
         return False
-    run.put(PROVENANCE, _json({"launches": [provenance(job)]}))
+    run.write_json(PROVENANCE, {"launches": [provenance(job)]})
     return True
 
 
@@ -67,36 +62,36 @@ def create_numbered(store: RunStore, job: JobConfig, prefix: str) -> JobConfig:
         number += 1
 
 
-def update(run: Any, job: JobConfig) -> None:
+def update(run: Run, job: JobConfig) -> None:
     """Store the settings that a resumed run goes on with, and add the launch to its provenance."""
-    run.put(CONFIG, _json(to_tree(job)))
-    before = _read_json(run, PROVENANCE) or {}
-    launches = before.get("launches") if isinstance(before.get("launches"), list) else []
-    run.put(PROVENANCE, _json({"launches": [*launches, provenance(job)]}))
+    run.write_config(to_tree(job))
+    try:
+        before = run.read_json(PROVENANCE)["launches"]
+    except (ObjectMissing, KeyError, TypeError):
+        before = []  # killed before it was written
+    run.write_json(PROVENANCE, {"launches": [*before, provenance(job)]})
 
 
-def read_config(run: Any) -> dict[str, Any] | None:
-    """The stored tree of settings; None when the run does not exist. ConfigError when it cannot be read."""
-    return _read_json(run, CONFIG)
-
-
-def read_metrics(run: Any) -> pa.Table:
+def read_metrics(run: Run) -> pa.Table:
     """Every logged row of the run, by step."""
-    names = [name for name in run.list("metrics") if telemetry.part_steps(name)]
-    return telemetry.read_parts(run.get(f"metrics/{name}") for name in sorted(names))
+    return telemetry.read_parts(run.read_bytes(key) for key in _parts(run))
 
 
-def read_scores(run: Any, step: int) -> dict[str, dict[str, Any]]:
+def read_scores(run: Run, step: int) -> dict[str, dict[str, Any]]:
     """{metric: score document} of a step; empty when it was not scored."""
-    names = [name for name in run.list(f"evaluations/{step_folder(step)}") if name.endswith(".json")]
-    found = {name[: -len(".json")]: _read_json(run, f"evaluations/{step_folder(step)}/{name}") for name in sorted(names)}
-    return {name: score for name, score in found.items() if score is not None}
+    keys = [info.key for info in run.list(f"evaluations/{step_name(step)}/") if info.key.endswith(".json")]
+    return {key.rpartition("/")[2].removesuffix(".json"): run.read_json(key) for key in keys}
 
 
-def grid_key(run: Any, step: int) -> str | None:
+def grid_key(run: Run, step: int) -> str | None:
     """Key of the step's sample grid, if there is one."""
-    name = f"{step_folder(step)}.png"
-    return f"samples/{name}" if name in run.list("samples") else None
+    key = f"samples/{step_name(step)}.png"
+    return key if any(info.key == key for info in run.list(key)) else None
+
+
+def _parts(run: Run) -> list[str]:
+    keys = (info.key for info in run.list("metrics/"))
+    return sorted(key for key in keys if telemetry.part_steps(key.removeprefix("metrics/")))
 
 
 def provenance(job: JobConfig) -> dict[str, Any]:
@@ -126,41 +121,24 @@ def summaries(store: RunStore) -> list[RunSummary]:
 def _summary(store: RunStore, name: str) -> RunSummary:
     run = store.run(name)
     try:
-        tree = read_config(run) or {}
+        tree = run.read_config()
         data, num_steps = str(tree["data"]["name"]), int(tree["train"]["num_steps"])
-    except (ConfigError, KeyError, TypeError, ValueError):
+    except (StorageError, KeyError, TypeError, ValueError):
         return RunSummary(name, "?", 0, 0, "damaged", None, {}, None)
-    step = max(run.committed_steps(), default=0)
-    parts = [key for key in run.list("metrics") if telemetry.part_steps(key)]
-    gap = None
-    if parts:
-        rows = telemetry.read_parts([run.get(f"metrics/{max(parts)}")])
-        gap = rows["energy_gap"][-1].as_py() if rows.num_rows else None
+    step = max(run.checkpoints(), default=0)
+    parts = _parts(run)
+    rows = telemetry.read_parts([run.read_bytes(parts[-1])] if parts else [])
+    gap = rows["energy_gap"][-1].as_py() if rows.num_rows else None
+    diverged = any(True for _ in run.list("diverged/"))
+    state = "finished" if step >= num_steps else "diverged" if diverged else "unfinished"
     scores = {metric: headline(document) for metric, document in read_scores(run, step).items()}
-    state = "finished" if step >= num_steps else "diverged" if run.list("diverged") else "unfinished"
-    return RunSummary(name, data, step, num_steps, state, gap, scores, run.modified())
+    modified = max((info.modified for info in run.list()), default=None)
+    return RunSummary(name, data, step, num_steps, state, gap, scores, modified)
 
 
 def headline(document: Mapping[str, Any]) -> float:
     """The number of a score document that stands for it in a table."""
     return float(document["value"])
-
-
-def _read_json(run: Any, key: str) -> dict[str, Any] | None:
-    content = run.get(key) if run.exists(key) else None
-    if content is None:
-        return None
-    try:
-        tree = json.loads(content)
-    except ValueError:
-        raise ConfigError(f"{run.uri}/{key} is no JSON: restore it, or use another name=") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{run.uri}/{key} holds no settings: restore it, or use another name=")
-    return tree
-
-
-def _json(tree: Mapping[str, Any]) -> bytes:
-    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _version(package: str) -> str | None:

@@ -1,10 +1,11 @@
 """`ebm sample`: images from the averaged model of a stored run."""
 
+import sys
 import tempfile
 from pathlib import Path
 
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator.storage import RunStore
+from orchestrator.storage import Run, RunStore, step_name
 from workers.evaluator import Evaluator
 from workers.pictures import grid_png
 
@@ -21,11 +22,11 @@ def draw_grid(
         raise ConfigError(f"--out {out}: the folder {out.absolute().parent} does not exist")
     run = open_run(run_name, storage)
     with tempfile.TemporaryDirectory(prefix="ebm-sample-") as temp:
-        found = run.newest_sound(Path(temp)) if step is None else run.fetch(step, Path(temp))
+        found = run.newest_sound(Path(temp), _warn) if step is None else (step, run.fetch_checkpoint(step, Path(temp)))
         if found is None:
-            raise CheckpointError(f"run {run.name} has no sound checkpoint yet")
-        png = grid_png(Evaluator(found.folder).grid(count, seed))
-    path = out or Path(f"{run.name}-step-{found.step:09d}.png")
+            raise CheckpointError(f"run {run.uri} has no checkpoint yet")
+        png = grid_png(sample_checkpoint(found[1], count, seed))
+    path = out or Path(f"{run.name}-{step_name(found[0])}.png")
     try:
         path.write_bytes(png)
     except OSError as why:
@@ -33,14 +34,22 @@ def draw_grid(
     return path
 
 
-def open_run(name: str, storage: str):
+def open_run(where: str, storage: str) -> Run:
     """The run of that name below `storage`, or at that folder or URI; ConfigError lists what there is."""
-    if "://" in name or "/" in name or (not (Path(storage) / name).exists() and Path(name, "config.json").exists()):
-        storage, _, name = name.rstrip("/").rpartition("/")
-        storage = storage or ("." if "://" not in name else storage)
+    plain = where.partition("?")[0].rstrip("/")
+    if "/" in plain:
+        storage = where.partition("?")[1] + where.partition("?")[2]  # the store keeps the URI's options
+        folder, _, name = plain.rpartition("/")
+        storage = (folder or "/") + storage
+    else:
+        name = plain
     store = RunStore(storage)
     known = store.runs()
     if name not in known:
-        shown = f"there are {', '.join(sorted(known)[:8])}" if known else "it has no runs"
-        raise ConfigError(f"run {name!r} is not in {storage}: {shown}")
+        shown = f"there are {', '.join(known[:8])}" if known else "it has no runs"
+        raise ConfigError(f"run {name!r} is not in {store.uri}: {shown}")
     return store.run(name)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)

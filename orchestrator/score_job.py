@@ -1,6 +1,5 @@
 """Scores and sample grids of committed checkpoints, made by an actor beside training. Its failures never reach training."""
 
-import json
 import queue
 import threading
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ import ray
 
 from ebm_core.errors import EbmError
 from orchestrator.config import JobConfig
-from orchestrator.runs import step_folder
-from orchestrator.storage import RunStore
+from orchestrator.storage import Run, RunStore, step_name
 from workers.actor import evaluator_actor
 
 ATTEMPTS = 2
@@ -28,7 +26,7 @@ class FetchCheckpoint:
 
     def __call__(self, step: int, folder: str) -> Path:
         """Download and verify the checkpoint of `step` into `folder`."""
-        return RunStore(self.storage).run(self.name).fetch(step, Path(folder))
+        return RunStore(self.storage).run(self.name).fetch_checkpoint(step, Path(folder))
 
 
 def is_scored(step: int, job: JobConfig) -> bool:
@@ -40,7 +38,7 @@ def is_scored(step: int, job: JobConfig) -> bool:
 class Scorer:
     """A thread of the driver that hands checkpoints to a scoring actor, in order, and stores what comes back."""
 
-    def __init__(self, job: JobConfig, run: Any) -> None:
+    def __init__(self, job: JobConfig, run: Run) -> None:
         self._job, self._run = job, run
         self._steps: queue.Queue[int | None] = queue.Queue()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -92,10 +90,10 @@ class Scorer:
                 step, evaluation.metrics, evaluation.num_images, self._job.seed, evaluation.grid_count
             )
         )
-        folder = step_folder(step)
+        folder = step_name(step)
         for name, document in found["scores"].items():
-            self._run.put(f"evaluations/{folder}/{name}.json", json.dumps(document, indent=1, sort_keys=True).encode())
-        self._run.put(f"samples/{folder}.png", found["grid_png"])
+            self._run.write_json(f"evaluations/{folder}/{name}.json", document)
+        self._run.write_bytes(f"samples/{folder}.png", found["grid_png"])
 
 
 def _cause(error: Exception) -> str:

@@ -25,7 +25,7 @@ from orchestrator import cluster, runs
 from orchestrator.config import JobConfig, check_resumable
 from orchestrator.progress import Display, Silent
 from orchestrator.score_job import Scorer
-from orchestrator.storage import RunStore
+from orchestrator.storage import Run, RunStore
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
 
 __all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]
@@ -98,14 +98,10 @@ def claim_run(store: RunStore, job: JobConfig, prefix: str) -> tuple[JobConfig, 
     if job.name is None:
         return runs.create_numbered(store, job, prefix), None
     run = store.run(job.name)
-    stored = runs.read_config(run)
-    if stored is None:
-        if runs.create(store, job):
-            return job, None
-        stored = runs.read_config(run)  # another process was faster
-    check_resumable(stored or {}, job)
-    steps = run.committed_steps()
-    reached = max(steps, default=0)
+    if not run.exists() and runs.create(store, job):
+        return job, None
+    check_resumable(run.read_config(), job)
+    reached = max(run.checkpoints(), default=0)
     if reached < job.train.num_steps:
         runs.update(run, job)
     return job, reached
@@ -114,7 +110,7 @@ def claim_run(store: RunStore, job: JobConfig, prefix: str) -> tuple[JobConfig, 
 class _Supervisor:
     """Runs `fit()` in a thread, passes on what the workers say, restarts after failures, turns signals into a stop."""
 
-    def __init__(self, job: JobConfig, run: Any, display: Display) -> None:
+    def __init__(self, job: JobConfig, run: Run, display: Display) -> None:
         self._job, self._run, self._display = job, run, display
         self._signal: int | None = None
         self._error: EbmError | None = None
@@ -123,7 +119,7 @@ class _Supervisor:
     def work(self) -> RunResult:
         resources = cluster.worker_resources(self._job)
         self._mailbox = cluster.open_mailbox()
-        self._scorer = Scorer(self._job, self._run, self._display.note)
+        self._scorer = Scorer(self._job, self._run)
         try:
             with self._signals():
                 for failures in range(self._job.cluster.max_failures + 1):
@@ -136,13 +132,22 @@ class _Supervisor:
                         raise TrainingError(f"training failed {failures + 1} times, the last time by {failure}")
                     self._display.note(f"a worker was lost ({failure}); restarting from the newest checkpoint")
                     time.sleep(min(2.0**failures, 30.0) * 0.5)
-                self._display.close()
-                self._scorer.finish(wait=self._signal is None)
+                self._finish_scoring()
         finally:
             self._display.close()
             self._scorer.close()
             ray.kill(self._mailbox)
         return replace(_result(self._run, self._job, self._step), stopped_by=self._interrupted())
+
+    def _finish_scoring(self) -> None:
+        """Wait for the scores of the checkpoints on hand, unless a signal came or comes."""
+        self._scorer.finish()
+        if self._signal is None and self._scorer.busy():
+            self._display.note("scoring the last checkpoint")
+        while self._signal is None and self._scorer.busy():
+            time.sleep(POLL_S)
+            self._read_mail()
+        self._read_mail()
 
     def _interrupted(self) -> int | None:
         return self._signal if self._step < self._job.train.num_steps else None
@@ -205,6 +210,8 @@ class _Supervisor:
                 self._started, self._step = True, payload
             elif kind == "stopped":
                 self._stopped = True
+            elif kind == "note":
+                self._display.note(payload)
             elif kind == "error" and self._error is None:
                 self._error = payload
         for message in self._scorer.messages():
@@ -255,7 +262,7 @@ def _one_line(error: BaseException) -> str:
     return f"{type(inner).__name__}: {lines[0] if lines else ''}"
 
 
-def _result(run: Any, job: JobConfig, step: int) -> RunResult:
+def _result(run: Run, job: JobConfig, step: int) -> RunResult:
     return RunResult(
         name=str(job.name),
         uri=run.uri,

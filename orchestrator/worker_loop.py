@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import telemetry
 from orchestrator.config import JobConfig, parse
-from orchestrator.storage import RunStore
+from orchestrator.storage import Run, RunStore, step_name
 
 STOP_CHECK_S = 0.5
 """Seconds between rank 0's questions whether the driver wants to stop."""
@@ -82,7 +82,7 @@ def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
     run = RunStore(job.storage).run(str(job.name))
     data = load(cfg.data, "train")
     state = init_state(cfg, shards=Shards.of_rank(group.rank, group.size, cfg.buffer.num_shards))
-    restore(run, state, group)
+    restore(run, state, group, lambda text: ray.get(mailbox.post.remote("note", text)))
     if group.rank == 0:
         drop_rows_after(run, state.step)
         mailbox.post.remote("started", state.step)
@@ -120,36 +120,38 @@ def core_config(job: JobConfig) -> TrainConfig:
     return TrainConfig(**{name: getattr(job, name) for name in TrainConfig.__dataclass_fields__})
 
 
-def restore(run: Any, state: TrainState, group: Group) -> None:
+def restore(run: Run, state: TrainState, group: Group, warn: Callable[[str], None]) -> None:
     """Put the newest sound checkpoint into `state`: rank 0 decides which, every rank downloads and verifies it."""
     with tempfile.TemporaryDirectory(prefix="ebm-restore-") as temp:
-        found = run.newest_sound(Path(temp)) if group.rank == 0 else None
-        step = group.from_first(found.step if found else None)
-        if step is None:
-            return
-        folder = found.folder if found else run.download_checkpoint(step, Path(temp))
-        checkpoint.load(state, folder)
+        found = run.newest_sound(Path(temp), warn) if group.rank == 0 else None
+        step = group.from_first(found[0] if found else None)
+        if step is not None:
+            checkpoint.load(state, found[1] if found else run.fetch_checkpoint(step, Path(temp)))
 
 
-def drop_rows_after(run: Any, step: int) -> None:
+def drop_rows_after(run: Run, step: int) -> None:
     """Remove the parts of metrics that a lost stretch of training wrote: they will be written again."""
-    for name in run.list("metrics"):
-        steps = telemetry.part_steps(name)
+    for info in list(run.list("metrics/")):
+        steps = telemetry.part_steps(info.key.removeprefix("metrics/"))
         if steps is not None and steps[0] > step:
-            run.delete(f"metrics/{name}")
+            run.store.objects.delete(f"{run.name}/{info.key}")
 
 
 @dataclass
 class Loop:
     """The duties between two steps: log, ask whether to stop, store."""
 
-    run: Any
+    run: Run
     cfg: TrainConfig
     job: JobConfig
     group: Group
     mailbox: Any
     recorder: telemetry.Recorder
     asked_at: float = 0.0
+
+    def warn(self, text: str) -> None:
+        """Tell the driver of something odd that stops nothing."""
+        self.mailbox.post.remote("note", text)
 
     def log(self, step: int, terms: dict[str, float]) -> None:
         """Keep a row and send it to the driver (rank 0; the terms are means over the workers already)."""
@@ -177,7 +179,7 @@ class Loop:
             gathered = [entry for part in self.group.all(entries) for entry in part]
         if self.group.rank == 0:
             self.run.commit(state.step, attempt, manifest_bytes(gathered, state.step))
-            self.run.retain(self.job.checkpoint.keep)
+            self.run.retain(self.job.checkpoint.keep, self.warn)
             self.mailbox.post.remote("checkpoint", state.step)
         ray.train.report({"step": state.step})  # a barrier over the ranks
 
@@ -187,12 +189,12 @@ class Loop:
         with tempfile.TemporaryDirectory(prefix="ebm-diverged-") as temp:
             folder = Path(temp)
             for name in write_own_files(state, self.cfg, folder, self.group):
-                self.run.put(f"diverged/step-{state.step:09d}/{name}", (folder / name).read_bytes())
+                self.run.write_bytes(f"diverged/{step_name(state.step)}/{name}", folder / name)
 
     def flush_metrics(self) -> None:
         rows = self.recorder.take()
         if rows:
-            self.run.put(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
+            self.run.write_bytes(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
 
 
 def write_own_files(state: TrainState, cfg: TrainConfig, folder: Path, group: Group) -> list[str]:
