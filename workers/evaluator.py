@@ -1,4 +1,4 @@
-"""Judges one checkpoint: loads it once, draws any shard of its samples, scores them. A plain class; `actor.py` wraps it."""
+"""Judges one checkpoint: loads it once, draws any shard of its samples, scores them. A plain class, without Ray."""
 
 import hashlib
 import math
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from ebm_core.data.dataset import Dataset
-from ebm_core.models import EnergyModel
 from jaxtyping import Float
 from torch import Tensor
 
 from ebm_core.checkpoint import MANIFEST, load_energy
 from ebm_core.config import DataConfig, TrainConfig, to_tree
-from ebm_core.data import condition_table, load
+from ebm_core.data import condition_table, load, num_conditions
 from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels
 from workers.generate import SHARD_SIZE, generate_shard, shard_condition
 from workers.metrics import NUM_REAL, Reference, Shard, combine, find_metric
@@ -66,15 +66,11 @@ class Evaluator:
         Raises CheckpointError or DataError, and ConfigError where `data` is another data set than the checkpoint's.
         """
         model, cfg = load_energy(folder, "ema")
-        if data is not None and (data.name, data.condition, data.attributes) != (
-            cfg.data.name,
-            cfg.data.condition,
-            cfg.data.attributes,
-        ):
-            raise ConfigError(
-                f"data.name = {data.name!r}: the checkpoint was trained on {cfg.data.name!r}; use its data"
-            )
         data = data or cfg.data
+        for setting in ("name", "condition", "attributes"):
+            given, trained = getattr(data, setting), getattr(cfg.data, setting)
+            if given != trained:
+                raise ConfigError(f"data.{setting} = {given!r}: the checkpoint was trained with {trained!r}; use that")
         digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
         return cls(model, cfg, load(data, "train"), load(data, "test"), digest, **sizes)
 
@@ -151,7 +147,7 @@ class Evaluator:
 
     @torch.no_grad()
     def energies(self, images: Pixels, condition: Float[Tensor, "n k"] | None = None) -> Float[np.ndarray, "n"]:
-        """E(x), or E(x, c), of stored images at their bins' centres, as float64. CheckpointError unless all are finite."""
+        """E(x), or E(x, c), of stored images at their bins' centres, float64. CheckpointError unless all are finite."""
         device = next(self._model.parameters()).device
         values = []
         for start in range(0, len(images), ENERGY_BATCH):
@@ -161,18 +157,15 @@ class Evaluator:
         energy = torch.cat(values).numpy()
         bad = int((~np.isfinite(energy)).sum())
         if bad:
-            raise CheckpointError(
-                f"{bad} of {len(energy)} energies are not finite: the model has diverged; use an earlier one"
-            )
+            raise CheckpointError(f"{bad} of {len(energy)} energies are not finite: use an earlier checkpoint")
         return energy
 
     @cached_property
     def _rows(self) -> Float[Tensor, "n k"] | None:
         """Conditions to generate under: each label once, or the attribute vectors of the training images."""
-        table = condition_table(self.train, self.cfg.data)
-        if table is None or self.cfg.data.condition == "attributes":
-            return table
-        return torch.eye(table.shape[1])
+        if self.cfg.data.condition == "label":
+            return torch.eye(num_conditions(self.cfg.data))
+        return condition_table(self.train, self.cfg.data)
 
     @cached_property
     def _fingerprint(self) -> str:

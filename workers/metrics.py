@@ -59,7 +59,7 @@ class Reference:
         energies: Callable[[Pixels, Dataset | None, Tensor], Float[np.ndarray, "n"]],
         num_real: int = NUM_REAL,
     ) -> None:
-        """energies: of images (n c h w), given the data set that they come from (None: noise) and their numbers in it."""
+        """energies: of images (n c h w), given the set that they are from (None: noise) and their numbers in it."""
         for dataset in (train, heldout):
             if not len(dataset):
                 raise DataError(f"{dataset.name}: the {dataset.split} split is empty; scores need real images")

@@ -82,8 +82,8 @@ def classifier_scores(probabilities: Float[np.ndarray, "n k"]) -> dict[str, floa
     """What a classifier of real images makes of a set of images, from its class probabilities (n k).
 
     `mean_confidence`: mean of the largest probability, 1/k to 1. `class_entropy`: entropy in nats of the mean
-    prediction, 0 (one class) to log k (all alike). `classes_seen`: classes that at least 1 % of the images are taken for.
-    Raises DataError unless each row is a distribution.
+    prediction, 0 (one class) to log k (all alike). `classes_seen`: classes that at least 1 % of the images are
+    taken for. Raises DataError unless each row is a distribution.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 2 or 0 in p.shape:

@@ -51,9 +51,8 @@ def test_a_few_images_are_not_blown_up_and_large_ones_not_shrunk():
 
 def test_a_strip_has_a_row_for_each_chain_and_time_runs_to_the_right():
     time = torch.tensor([0, 100, 200], dtype=torch.uint8)
-    chains = (time[None, :] + torch.tensor([[0], [50]], dtype=torch.uint8))[:, :, None, None, None].expand(
-        2, 3, 1, 4, 4
-    )
+    values = time[None, :] + torch.tensor([[0], [50]], dtype=torch.uint8)
+    chains = values[:, :, None, None, None].expand(2, 3, 1, 4, 4)
     page = decoded(strip_png(chains, scale=1))
     assert page.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
     assert page[2::6, 2::6, 0].tolist() == [[0, 100, 200], [50, 150, 250]]

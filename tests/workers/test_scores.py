@@ -46,7 +46,7 @@ def test_auroc_agrees_with_the_mann_whitney_statistic():
 def test_values_that_are_empty_or_not_finite_are_refused_on_either_side(function, bad):
     good = np.array([1.0, 2.0, 3.0])
     for pair in ((bad, good), (good, bad)):
-        with pytest.raises(DataError, match="not finite|at least"):
+        with pytest.raises(DataError, match=r"not finite|at least"):
             function(*pair)
 
 
