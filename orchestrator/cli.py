@@ -21,12 +21,16 @@ app.add_typer(data_app, name="data")
 
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this form)
-    typer.Argument(metavar="[PATH=VALUE]...", help="Settings such as train.num_steps=1000; `ebm config PRESET` lists all."),
+    typer.Argument(
+        metavar="[PATH=VALUE]...", help="Settings such as train.num_steps=1000; `ebm config PRESET` lists all."
+    ),
 ]
 Preset = Annotated[str, typer.Argument(metavar="PRESET", help="digits, mnist, fashion_mnist, cifar10, celeba_hq, ...")]
 Address = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Ray to join (HOST:PORT). Default: RAY_ADDRESS, else what `ray start` left here, else a local Ray."),
+    typer.Option(
+        help="Ray to join (HOST:PORT). Default: RAY_ADDRESS, else what `ray start` left here, else a local Ray."
+    ),
 ]
 
 
@@ -92,11 +96,13 @@ def config(
 
 @app.command()
 def sample(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
+    ],
     count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images.")] = 64,
     out: Annotated[Optional[Path], typer.Option(help="PNG file to write. Default: <run>-<step>.png here.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(min=0, help="Samples of one seed are the same each time.")] = 0,
-    checkpoint: Annotated[Optional[int], typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,  # noqa: UP045
+    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
     storage: Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")] = "./runs",
 ) -> None:
     """Draw images from the averaged (EMA) model of a stored run."""
@@ -120,7 +126,9 @@ def runs(storage: Annotated[str, typer.Option(help="A folder or s3://bucket/pref
         print(f"no runs in {storage}; `ebm train digits` makes one")
         return
     table = Table(show_edge=False, pad_edge=False)
-    for name, justify in zip(("run", "data", "step", "state", "energy gap", "scores", "modified"), "llrlrll", strict=True):
+    for name, justify in zip(
+        ("run", "data", "step", "state", "energy gap", "scores", "modified"), "llrlrll", strict=True
+    ):
         table.add_column(name, justify={"l": "left", "r": "right"}[justify], overflow="fold")
     for line in found:
         scores = "  ".join(f"{name} {number(value)}" for name, value in line.scores.items())

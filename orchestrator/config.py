@@ -46,7 +46,9 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
-        require(self.keep >= 2, "checkpoint.keep", self.keep, "must be at least 2, so that a damaged one has a stand-in")
+        require(
+            self.keep >= 2, "checkpoint.keep", self.keep, "must be at least 2, so that a damaged one has a stand-in"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +107,9 @@ class JobConfig(TrainConfig):
         if self.name is not None:
             allowed = "must be 1 to 128 of the letters A-Z a-z 0-9 . _ - and not start with . or -"
             require(_NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
-        require(bool(self.storage) and "\0" not in self.storage, "storage", self.storage, "must be a folder or s3:// URI")
+        require(
+            bool(self.storage) and "\0" not in self.storage, "storage", self.storage, "must be a folder or s3:// URI"
+        )
         workers = self.cluster.num_workers
         require(
             self.buffer.num_shards % workers == 0,
@@ -273,7 +277,9 @@ def check_resumable(stored: Mapping[str, Any], job: JobConfig) -> None:
     old, new = flatten(stored), flatten(wanted)
     if changed:
         shown = "; ".join(f"{p} was {old.get(p)!r}, now {new.get(p)!r}" for p in changed)
-        raise ConfigError(f"run {job.name!r} exists with other settings: {shown}. Use another name= or the old settings")
+        raise ConfigError(
+            f"run {job.name!r} exists with other settings: {shown}. Use another name= or the old settings"
+        )
 
 
 def _may_differ(path: str) -> bool:

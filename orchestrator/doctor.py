@@ -39,7 +39,9 @@ def _package(name: str, least: tuple[int, ...]) -> Finding:
     if numbers < least:
         return Finding("FAIL", f"{name} {found}", f"pip install '{name}>={asked}'")
     if name == "ray" and numbers[:2] != (2, 60):
-        return Finding("WARN", f"ray {found}", "tested with 2.60 alone: pip install 'ray[default,train,tune]>=2.60,<2.61'")
+        return Finding(
+            "WARN", f"ray {found}", "tested with 2.60 alone: pip install 'ray[default,train,tune]>=2.60,<2.61'"
+        )
     return Finding("OK", f"{name} {found}")
 
 
@@ -91,7 +93,9 @@ def _storage(uri: str) -> Iterator[Finding]:
         try:
             names = RunStore(uri).runs()
         except EbmError as why:
-            yield Finding("FAIL", f"storage {uri}: {_first_line(why)}", "check the URI, AWS_ENDPOINT_URL and credentials")
+            yield Finding(
+                "FAIL", f"storage {uri}: {_first_line(why)}", "check the URI, AWS_ENDPOINT_URL and credentials"
+            )
             return
         yield Finding("OK", f"storage {uri} answers, {len(names)} runs")
         return
@@ -122,14 +126,18 @@ def _ray_token() -> Iterator[Finding]:
         yield Finding("FAIL", f"RAY_AUTH_MODE=token, but there is no token at {path}", "ray get-auth-token --generate")
     else:
         remedy = "before `ray start`: ray get-auth-token --generate, and export RAY_AUTH_MODE=token"
-        yield Finding("WARN", "Ray has no authentication token: `ray start` lets anyone who reaches it run code", remedy)
+        yield Finding(
+            "WARN", "Ray has no authentication token: `ray start` lets anyone who reaches it run code", remedy
+        )
 
 
 def _ray_listeners() -> Iterator[Finding]:
     """Ports of Ray processes on this machine that other machines can reach."""
     exposed = sorted(_exposed_ports(_listening("/proc/net/tcp") | _listening("/proc/net/tcp6"), _ray_sockets()))
     if exposed:
-        remedy = "start Ray with --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1, or close the ports in a firewall"
+        remedy = (
+            "start Ray with --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1, or close the ports in a firewall"
+        )
         shown = ", ".join(map(str, exposed[:8])) + (" ..." if len(exposed) > 8 else "")
         yield Finding("WARN", f"a running Ray listens beyond loopback on {len(exposed)} ports: {shown}", remedy)
     else:
@@ -156,7 +164,9 @@ def _ray_sockets() -> set[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
-            if not any(word in command for word in (b"raylet", b"gcs_server", b"ray::", b"/ray/dashboard", b"/ray/_private")):
+            if not any(
+                word in command for word in (b"raylet", b"gcs_server", b"ray::", b"/ray/dashboard", b"/ray/_private")
+            ):
                 continue
             links = [os.readlink(fd) for fd in (process / "fd").iterdir()]
         except OSError:
@@ -171,17 +181,15 @@ def _exposed_ports(listening: dict[str, tuple[str, int]], inodes: Iterable[str])
     for inode in inodes:
         if inode in listening:
             address, port = listening[inode]
-            loopback = address[-2:] == "7F" if len(address) == 8 else address in _LOOPBACK_6 or _mapped_loopback(address)
-            if not loopback:
+            if not _is_loopback(address):
                 ports.add(port)
     return ports
 
 
-_LOOPBACK_6 = ("00000000000000000000000001000000",)
-
-
-def _mapped_loopback(address: str) -> bool:
-    return address.startswith("0000000000000000FFFF0000") and address[-2:] == "7F"
+def _is_loopback(address: str) -> bool:
+    """Whether the kernel's hexadecimal address (words in host order) is 127.x.x.x, ::1 or ::ffff:127.x.x.x."""
+    version_4 = len(address) == 8 or address.startswith("0000000000000000FFFF0000")
+    return address[-2:] == "7F" if version_4 else address == "00000000000000000000000001000000"
 
 
 def _checksums() -> Iterator[Finding]:

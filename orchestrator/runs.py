@@ -1,4 +1,4 @@
-"""What is stored about runs: their settings, origin, rows, scores and pictures, and the names under which to find them."""
+"""What is stored about runs: settings, origin, rows, scores and pictures, and the keys under which they lie."""
 
 import importlib.metadata
 import json
@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -98,7 +98,7 @@ def provenance(job: JobConfig) -> dict[str, Any]:
     """Where the numbers of a launch come from: versions, machine, data, command (with secrets blotted out)."""
     packages = ("torch", "torchvision", "ray", "numpy", "safetensors", "pyarrow", "scikit-learn", "confab-ebm")
     return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [without_secrets(word) for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -151,5 +151,7 @@ def _version(package: str) -> str | None:
 def _hardware() -> dict[str, Any]:
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}

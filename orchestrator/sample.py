@@ -1,17 +1,29 @@
 """`ebm sample`: images from the averaged model of a stored run."""
 
+import math
 import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from ebm_core.checkpoint import load_energy
+from ebm_core.data import condition_table, load, num_conditions
 from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.types import Pixels
 from orchestrator.storage import Run, RunStore, step_name
-from workers.evaluator import Evaluator
+from workers.generate import SHARD_SIZE, generate_shard, shard_condition
 from workers.pictures import grid_png
 
 
 def draw_grid(
-    run_name: str, *, storage: str = "./runs", count: int = 64, out: Path | None = None, seed: int = 0, step: int | None = None
+    run_name: str,
+    *,
+    storage: str = "./runs",
+    count: int = 64,
+    out: Path | None = None,
+    seed: int = 0,
+    step: int | None = None,
 ) -> Path:
     """Write a PNG grid of `count` samples and return its path.
 
@@ -32,6 +44,22 @@ def draw_grid(
     except OSError as why:
         raise ConfigError(f"--out {path}: cannot be written: {why.strerror}") from None
     return path
+
+
+def sample_checkpoint(folder: Path, count: int, seed: int) -> Pixels:
+    """`count` images (count c h w), uint8, of a checkpoint's averaged model: the first that its scores judge.
+
+    Data files are read only by a model that is conditional on attributes, whose combinations they give.
+    """
+    model, cfg = load_energy(folder, "ema")
+    rows = None
+    if cfg.data.condition == "label":
+        rows = torch.eye(num_conditions(cfg.data))
+    elif cfg.data.condition == "attributes":
+        rows = condition_table(load(cfg.data, "train"), cfg.data)
+    shards = range(math.ceil(count / SHARD_SIZE))
+    parts = (generate_shard(model, cfg, seed=seed, shard=s, condition=shard_condition(rows, s)) for s in shards)
+    return torch.cat(list(parts))[:count]
 
 
 def open_run(where: str, storage: str) -> Run:

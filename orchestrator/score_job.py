@@ -1,4 +1,4 @@
-"""Scores and sample grids of committed checkpoints, made by an actor beside training. Its failures never reach training."""
+"""Scores and sample grids of checkpoints, made by an actor beside training; its failures never reach training."""
 
 import queue
 import threading
@@ -85,7 +85,7 @@ class Scorer:
         if self._actor is None:
             fetch = FetchCheckpoint(self._job.storage, str(self._job.name))
             self._actor = evaluator_actor(num_cpus=0).remote(fetch)
-        found = ray.get(
+        found: Any = ray.get(
             self._actor.score.remote(
                 step, evaluation.metrics, evaluation.num_images, self._job.seed, evaluation.grid_count
             )

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 Row = dict[str, float]
@@ -68,7 +67,7 @@ def is_logged(step: int, every: int) -> bool:
 
 
 class Recorder:
-    """Rows since the last part, stamped with the wall clock. One call, `add`, feeds the progress and the Parquet part."""
+    """Rows since the last part, stamped with the wall clock. One `add` feeds the progress and the part."""
 
     def __init__(self, step: int) -> None:
         self._rows: list[Row] = []
@@ -118,7 +117,7 @@ def read_parts(parts: Iterable[bytes]) -> pa.Table:
     """All rows of the parts, by step."""
     tables = [pq.read_table(io.BytesIO(part), schema=SCHEMA) for part in parts]
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    return table.take(pc.sort_indices(table, sort_keys=[("step", "ascending")]))
+    return table.sort_by("step")
 
 
 def line(row: Row, num_steps: int) -> str:

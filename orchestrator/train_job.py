@@ -195,7 +195,7 @@ class _Supervisor:
             run_config=RunConfig(
                 name=f"{self._job.name}-{uuid.uuid4().hex[:8]}",  # Ray resumes a name that it knows; our store decides
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=0),  # restarts are counted here, where errors can be told apart
+                failure_config=FailureConfig(max_failures=0),  # restarts are ours: we tell errors apart
             ),
         )
 

@@ -65,7 +65,7 @@ class Group:
 
 
 def train_loop_per_worker(launch: dict[str, Any]) -> None:
-    """Restore or begin, train to the last step or until the driver says stop. An EbmError is posted before it is raised."""
+    """Restore or begin, train to the last step or until told to stop; an EbmError is posted before it is raised."""
     mailbox = launch["mailbox"]
     try:
         _train(parse(launch["job"]), launch, mailbox)
@@ -167,7 +167,7 @@ class Loop:
         return self.group.from_first(stop)
 
     def save(self, state: TrainState) -> None:
-        """Store the metrics, then the checkpoint: rank 0 writes what is shared and commits, each rank its own shards."""
+        """Store the metrics, then the checkpoint: each rank its shards, rank 0 what is shared, and the commit."""
         self.flush_metrics()
         attempt = self.group.from_first(self.run.new_attempt() if self.group.rank == 0 else None)
         with tempfile.TemporaryDirectory(prefix="ebm-save-") as temp:

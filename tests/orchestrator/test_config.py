@@ -148,8 +148,16 @@ def test_differences_are_the_dotted_paths_that_changed():
 
 @pytest.mark.parametrize(
     "setting",
-    ["train.num_steps=9", "train.log_every=3", "checkpoint.every=2", "evaluation.metrics=", "cluster.num_workers=2"]
-    + ["engine.num_threads=1", "storage=/elsewhere", "data.root=/other"],
+    [
+        "train.num_steps=9",
+        "train.log_every=3",
+        "checkpoint.every=2",
+        "evaluation.metrics=",
+        "cluster.num_workers=2",
+        "engine.num_threads=1",
+        "storage=/elsewhere",
+        "data.root=/other",
+    ],
 )
 def test_a_run_may_go_on_with_settings_that_do_not_decide_its_numbers(setting: str):
     job = override(job_preset("digits"), ["name=a"])
@@ -157,7 +165,8 @@ def test_a_run_may_go_on_with_settings_that_do_not_decide_its_numbers(setting: s
 
 
 @pytest.mark.parametrize(
-    "setting", ["seed=7", "train.batch_size=32", "sampler.step_size=3", "buffer.num_shards=4", "engine.channels_last=true"]
+    "setting",
+    ["seed=7", "train.batch_size=32", "sampler.step_size=3", "buffer.num_shards=4", "engine.channels_last=true"],
 )
 def test_a_run_may_not_go_on_with_settings_that_change_its_numbers(setting: str):
     job = override(job_preset("digits"), ["name=a"])

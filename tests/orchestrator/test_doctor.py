@@ -79,7 +79,11 @@ def test_checksums_that_break_other_s3_servers_are_a_warning(monkeypatch: pytest
 
 def test_a_missing_package_fails_with_the_command_that_gets_it():
     finding = doctor._package("no-such-package-anywhere", (1, 2))
-    assert finding == ("FAIL", "no-such-package-anywhere is not installed", "pip install 'no-such-package-anywhere>=1.2'")
+    assert finding == (
+        "FAIL",
+        "no-such-package-anywhere is not installed",
+        "pip install 'no-such-package-anywhere>=1.2'",
+    )
 
 
 def test_an_old_package_fails():

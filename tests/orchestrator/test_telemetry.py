@@ -38,7 +38,9 @@ def test_a_part_is_named_by_its_first_and_last_step():
     assert telemetry.part_steps(name) == (1, 500)
 
 
-@pytest.mark.parametrize("name", ["part-1.parquet", "x-1-2.parquet", "part-1-2.json", "part-a-2.parquet", "", "part--.parquet"])
+@pytest.mark.parametrize(
+    "name", ["part-1.parquet", "x-1-2.parquet", "part-1-2.json", "part-a-2.parquet", "", "part--.parquet"]
+)
 def test_a_stranger_among_the_parts_is_no_part(name: str):
     assert telemetry.part_steps(name) is None
 
