@@ -1,0 +1,344 @@
+"""Object stores: bytes under keys, in a folder. (`s3.py` has the same on an S3 server.)
+
+A store knows nothing of runs or checkpoints. It promises three things that the commit protocol in `storage.py`
+builds on: an object is visible completely or not at all, `create` has exactly one winner, and no key reaches outside the root.
+"""
+
+import errno
+import io
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from ebm_core.errors import EbmError
+
+MAX_KEY_LENGTH = 700
+"""Characters; leaves room for a prefix within S3's 1024."""
+MAX_SEGMENT_LENGTH = 200
+_SEGMENT = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{MAX_SEGMENT_LENGTH - 1}}}")
+_TEMPORARY = ".tmp-"
+_STALE_S = 24 * 3600.0
+"""A temporary file this old belongs to a process that was killed."""
+
+
+class StorageError(EbmError):
+    """A store could not be read or written."""
+
+
+class ObjectMissing(StorageError):
+    """There is no object under this key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing tells of an object: its key, size in bytes and time of last change (UTC)."""
+
+    key: str
+    size: int
+    modified: datetime
+
+
+class ObjectStore(Protocol):
+    """What runs need from a store. Every method raises StorageError, for a wrong key too."""
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Store bytes or a file's content, replacing what was there; when it returns, the object is durable."""
+        ...
+
+    def create(self, key: str, data: bytes | Path) -> bool:
+        """Store unless the key exists. Among any number of racers exactly one gets True."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises ObjectMissing."""
+        ...
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Write the object's bytes to the local file `path`. Raises ObjectMissing."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key starts with `prefix` (text, not a folder), sorted by key."""
+        ...
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """Sorted names of what lies directly under `prefix` (empty, or ending in a slash) and has keys below it."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it is there."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Is there an object under this key?"""
+        ...
+
+    def size(self, key: str) -> int:
+        """Size in bytes. Raises ObjectMissing."""
+        ...
+
+    def describe(self, key: str = "") -> str:
+        """The URI of the store, or of a key in it; never a secret."""
+        ...
+
+
+def is_key(key: object) -> bool:
+    """Segments of A-Z a-z 0-9 . _ - joined by single slashes, none of them starting with a dot."""
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH:
+        return False
+    return all(_SEGMENT.fullmatch(segment) for segment in key.split("/"))
+
+
+def require_key(key: str) -> str:
+    """Return a well-formed key; raise StorageError for any other."""
+    if not is_key(key):
+        raise StorageError(
+            f"{key!r:.80} is not a key: use segments of A-Z a-z 0-9 . _ - joined by '/', none empty or starting with "
+            f"a dot, at most {MAX_SEGMENT_LENGTH} characters each and {MAX_KEY_LENGTH} in all"
+        )
+    return key
+
+
+def require_prefix(prefix: str) -> str:
+    """Return a prefix that some key could have; raise StorageError for any other."""
+    if prefix:
+        require_key(prefix + "x" if prefix.endswith("/") else prefix)
+    return prefix
+
+
+@contextmanager
+def open_source(data: bytes | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Bytes or a local file as a stream, with its size in bytes. Raises StorageError if the file cannot be read."""
+    if isinstance(data, bytes):
+        yield io.BytesIO(data), len(data)
+        return
+    try:
+        file = data.open("rb")
+    except OSError as error:
+        raise StorageError(f"cannot read the local file {data}: {error.strerror}; nothing was stored") from None
+    with file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def os_reason(error: OSError) -> str:
+    """Why the operating system refused, and what to do."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "the disk is full; free some space or choose another folder"
+        case errno.EACCES | errno.EPERM:
+            return "permission denied; check the owner and mode of the folder or choose another"
+        case errno.EROFS:
+            return "the file system is read-only; choose another folder"
+        case errno.ENOTDIR | errno.EEXIST:
+            return "a part of the path is not a directory; choose another folder"
+        case errno.EISDIR | errno.ENOTEMPTY:
+            return "a directory is in the way; choose another name"
+    return f"{error.strerror or error}; check the disk"
+
+
+class FolderStore:
+    """Objects as files below `root`, which is created by the first write.
+
+    A write goes to a temporary file in the same directory, is synced, and takes its name by rename (or by hard link
+    where only one may win); then the directory is synced. Symbolic links below the root are never followed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.realpath(root))
+        if self.root.exists() and not self.root.is_dir():
+            raise StorageError(f"cannot use {self.root} as storage: it is not a directory; choose a folder")
+
+    def describe(self, key: str = "") -> str:
+        """Path of the root, or of a key's file."""
+        return str(self.root / key) if key else str(self.root)
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Old or new content, never a mixture, is what others and a crash see."""
+        path = self._path(key)
+        with self._explained("write", key), self._temporary(path, data) as temporary:
+            os.replace(temporary, path)
+            _sync_directory(path.parent)
+
+    def create(self, key: str, data: bytes | Path) -> bool:
+        """True for the one process that made the key exist; the content appears with the name."""
+        path = self._path(key)
+        with self._explained("create", key):
+            if path.exists():
+                return False
+            with self._temporary(path, data) as temporary:
+                try:
+                    os.link(temporary, path)  # unlike a rename, fails when the name is taken
+                except FileExistsError:
+                    return False
+                _sync_directory(path.parent)
+            return True
+
+    def get(self, key: str) -> bytes:
+        """The file's bytes."""
+        path = self._path(key)
+        with self._explained("read", key):
+            return path.read_bytes()
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Copy the file to `path`."""
+        source = self._path(key)
+        with self._explained("read", key), source.open("rb") as file:
+            try:
+                with path.open("wb") as target:
+                    shutil.copyfileobj(file, target, 2**20)
+            except OSError as error:
+                raise StorageError(f"cannot write the local file {path}: {os_reason(error)}") from None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Regular files with well-formed keys; temporary files and links are not objects."""
+        start = self._inside(self.root.joinpath(*require_prefix(prefix).split("/")[:-1]))
+        found: list[ObjectInfo] = []
+        with self._explained("list", prefix.rstrip("/")):
+            for directory, subdirectories, files in os.walk(start, onerror=_raise_unless_missing):
+                subdirectories[:] = [name for name in subdirectories if is_key(name)]
+                for name in files:
+                    path = Path(directory, name)
+                    key = path.relative_to(self.root).as_posix()
+                    if key.startswith(prefix) and is_key(key) and (info := _describe_file(path, key)):
+                        found.append(info)
+        yield from sorted(found, key=lambda info: info.key)
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """Names of the directories under `prefix`, which is empty or ends in a slash."""
+        start = self._inside(self.root.joinpath(*require_prefix(prefix).split("/")))
+        with self._explained("list", prefix.rstrip("/")), suppress(FileNotFoundError):
+            with os.scandir(start) as entries:
+                names = [e.name for e in entries if is_key(e.name) and e.is_dir(follow_symlinks=False)]
+            yield from sorted(names)
+
+    def delete(self, key: str) -> None:
+        """Remove the file, and the directories that it leaves empty."""
+        path = self._path(key)
+        with self._explained("delete", key):
+            try:
+                path.unlink()
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            _sync_directory(path.parent)
+            self._prune(path.parent)
+
+    def exists(self, key: str) -> bool:
+        """Is there a regular file under this key?"""
+        path = self._path(key)
+        with self._explained("look up", key):
+            return path.is_file()
+
+    def size(self, key: str) -> int:
+        """Size of the file in bytes."""
+        path = self._path(key)
+        with self._explained("look up", key):
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "not a file")
+            return status.st_size
+
+    def _path(self, key: str) -> Path:
+        return self._inside(self.root / require_key(key))
+
+    def _inside(self, path: Path) -> Path:
+        if os.path.realpath(path) != str(path):
+            raise StorageError(
+                f"refused {path}: it passes through a symbolic link, and storage follows none below its root; "
+                "replace the link by the folder itself"
+            )
+        return path
+
+    @contextmanager
+    def _explained(self, operation: str, key: str) -> Iterator[None]:
+        """Turn what the operating system says into one line."""
+        where = self.describe(key)
+        try:
+            yield
+        except OSError as error:
+            absent = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+            if absent and operation in ("read", "look up"):
+                raise ObjectMissing(f"cannot {operation} {where}: there is no such file; check the name") from None
+            raise StorageError(f"cannot {operation} {where}: {os_reason(error)}") from None
+
+    @contextmanager
+    def _temporary(self, path: Path, data: bytes | Path) -> Iterator[Path]:
+        """A synced file with `data` beside `path`; gone afterwards, unless renamed."""
+        temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        with open_source(data) as (source, _):
+            descriptor = _open_new(temporary)
+            try:
+                with open(descriptor, "wb") as target:
+                    shutil.copyfileobj(source, target, 2**20)
+                    target.flush()
+                    os.fsync(target.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _prune(self, directory: Path) -> None:
+        """Remove directories that hold no object any more, from `directory` up to the root, which stays."""
+        while directory != self.root:
+            try:
+                for leftover in directory.glob(_TEMPORARY + "*"):
+                    if time.time() - leftover.stat().st_mtime > _STALE_S:
+                        leftover.unlink()
+                directory.rmdir()
+            except OSError:  # not empty, or another process was quicker: both leave a sound state
+                return
+            directory = directory.parent
+
+
+def _open_new(path: Path) -> int:
+    """Descriptor of a new file, its directories made and synced first; one may vanish again under a racing delete."""
+    for _ in range(100):
+        _make_directories(path.parent)
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    raise FileNotFoundError(errno.ENOENT, "its directory cannot be made", str(path))
+
+
+def _make_directories(directory: Path) -> None:
+    if directory.is_dir():
+        return
+    _make_directories(directory.parent)
+    with suppress(FileExistsError, FileNotFoundError):  # a racing writer or delete; the caller's open decides
+        directory.mkdir()
+        _sync_directory(directory.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make names in a directory survive a power cut."""
+    with suppress(FileNotFoundError):  # emptied and removed meanwhile
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # what a file system says that has no such sync
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        raise error
+
+
+def _describe_file(path: Path, key: str) -> ObjectInfo | None:
+    """Size and time of a regular file; None for anything else, and for a file that has just gone."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
