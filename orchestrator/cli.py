@@ -74,7 +74,7 @@ def _show_result(result: Any) -> None:
         table.add_column("value", justify="right")
         table.add_column("meaning")
         for name, document in result.scores.items():
-            table.add_row(name, f"{headline(document):.4g}", getattr(METRICS.get(name), "help", ""))
+            table.add_row(name, f"{headline(document):.4g}", METRICS[name].compares if name in METRICS else "")
         console.print(table)
 
 
@@ -126,10 +126,8 @@ def runs(storage: Annotated[str, typer.Option(help="A folder or s3://bucket/pref
         print(f"no runs in {storage}; `ebm train digits` makes one")
         return
     table = Table(show_edge=False, pad_edge=False)
-    for name, justify in zip(
-        ("run", "data", "step", "state", "energy gap", "scores", "modified"), "llrlrll", strict=True
-    ):
-        table.add_column(name, justify={"l": "left", "r": "right"}[justify], overflow="fold")
+    for column in ("run", "data", "step", "state", "energy gap", "scores", "modified"):
+        table.add_column(column, justify="right" if column in ("step", "energy gap") else "left", overflow="fold")
     for line in found:
         scores = "  ".join(f"{name} {number(value)}" for name, value in line.scores.items())
         modified = line.modified.astimezone().strftime("%Y-%m-%d %H:%M") if line.modified else "-"

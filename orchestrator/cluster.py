@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import socket
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -54,7 +54,7 @@ def _find_address(named: str | None) -> str | None:
     from ray._private import services
 
     try:
-        found = services.canonicalize_bootstrap_address(named)
+        found = services.canonicalize_bootstrap_address(named or cast(str, None))  # None: look for one
     except (ConnectionError, ValueError) as why:
         raise ClusterError(f"--address {named}: {_first_line(why)}") from None
     if found is None or "://" in found or _answers(found):
