@@ -1,0 +1,273 @@
+"""`run_training`: the driver's side of a job. It prepares the run in storage, supervises Ray Train, scores, reports.
+
+Ray Train runs `worker_loop.train_loop_per_worker`; what exists is decided by our own RunStore, never by Ray's state.
+"""
+
+import contextlib
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ebm_core.config import to_tree
+from ebm_core.data import check_files, num_conditions
+from ebm_core.errors import EbmError
+from orchestrator import cluster, runs
+from orchestrator.config import JobConfig, check_resumable
+from orchestrator.progress import Display, Silent
+from orchestrator.score_job import Scorer
+from orchestrator.storage import Run, RunStore
+from orchestrator.worker_loop import average_gradients, train_loop_per_worker
+
+__all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]
+
+COLLECTIVE_TIMEOUT_S = 600
+"""After so long without an answer from its peers a worker gives up, and the job restarts from its newest checkpoint."""
+POLL_S = 0.2
+PATIENCE_S = 20.0
+"""Seconds without a worker after which the driver says what it waits for."""
+
+
+class TrainingError(EbmError):
+    """Workers kept failing for a reason that is no EbmError."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished or interrupted run left behind."""
+
+    name: str
+    uri: str
+    step: int
+    num_steps: int
+    already_finished: bool = False
+    stopped_by: int | None = None
+    """The signal that ended it early."""
+    grid: str | None = None
+    """Key of the last sample grid, below the run."""
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Score documents of the last checkpoint by metric."""
+
+
+def run_training(
+    job: JobConfig, *, prefix: str | None = None, address: str | None = None, display: Display | None = None
+) -> RunResult:
+    """Train `job` on Ray to its last step, resuming a run of the same name, and score its checkpoints beside it.
+
+    `prefix` begins the name of a run that has none. Raises EbmError: ConfigError for settings, DataError for missing
+    images, DivergenceError when training left the stable region, TrainingError after cluster.max_failures restarts.
+    """
+    display = display or Silent()
+    job = resolved(job)
+    check_data(job)
+    store = RunStore(job.storage)
+    job, reached = claim_run(store, job, prefix or job.data.name)
+    run = store.run(str(job.name))
+    if reached is not None and reached >= job.train.num_steps:
+        return replace(_result(run, job, reached), already_finished=True)
+    display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
+    with cluster.ray_session(address):
+        return _Supervisor(job, run, display).work()
+
+
+def resolved(job: JobConfig) -> JobConfig:
+    """The job with absolute folders (workers start elsewhere) and its device decided."""
+    data = replace(job.data, root=str(Path(job.data.root).expanduser().absolute()))
+    storage = job.storage if "://" in job.storage else str(Path(job.storage).expanduser().absolute())
+    return replace(job, data=data, storage=storage)
+
+
+def check_data(job: JobConfig) -> None:
+    """Missing files and a condition that the data cannot give are found before anything starts."""
+    check_files(job.data)
+    if job.data.condition != "none":
+        num_conditions(job.data)
+
+
+def claim_run(store: RunStore, job: JobConfig, prefix: str) -> tuple[JobConfig, int | None]:
+    """The job under its name, and the step of its newest checkpoint (None: a new run). Writes config and provenance."""
+    if job.name is None:
+        return runs.create_numbered(store, job, prefix), None
+    run = store.run(job.name)
+    if not run.exists() and runs.create(store, job):
+        return job, None
+    check_resumable(run.read_config(), job)
+    reached = max(run.checkpoints(), default=0)
+    if reached < job.train.num_steps:
+        runs.update(run, job)
+    return job, reached
+
+
+class _Supervisor:
+    """Runs `fit()` in a thread, passes on what the workers say, restarts after failures, turns signals into a stop."""
+
+    def __init__(self, job: JobConfig, run: Run, display: Display) -> None:
+        self._job, self._run, self._display = job, run, display
+        self._signal: int | None = None
+        self._error: EbmError | None = None
+        self._step, self._stopped = 0, False
+
+    def work(self) -> RunResult:
+        resources = cluster.worker_resources(self._job)
+        self._mailbox = cluster.open_mailbox()
+        self._scorer = Scorer(self._job, self._run)
+        try:
+            with self._signals():
+                for failures in range(self._job.cluster.max_failures + 1):
+                    failure = self._fit_once(resources)
+                    if self._error is not None:
+                        raise self._error
+                    if failure is None:
+                        break
+                    if self._signal is not None or failures == self._job.cluster.max_failures:
+                        raise TrainingError(f"training failed {failures + 1} times, the last time by {failure}")
+                    self._display.note(f"a worker was lost ({failure}); restarting from the newest checkpoint")
+                    time.sleep(min(2.0**failures, 30.0) * 0.5)
+                self._finish_scoring()
+        finally:
+            self._display.close()
+            self._scorer.close()
+            ray.kill(self._mailbox)
+        return replace(_result(self._run, self._job, self._step), stopped_by=self._interrupted())
+
+    def _finish_scoring(self) -> None:
+        """Wait for the scores of the checkpoints on hand, unless a signal came or comes."""
+        self._scorer.finish()
+        if self._signal is None and self._scorer.busy():
+            self._display.note("scoring the last checkpoint")
+        while self._signal is None and self._scorer.busy():
+            time.sleep(POLL_S)
+            self._read_mail()
+        self._read_mail()
+
+    def _interrupted(self) -> int | None:
+        return self._signal if self._step < self._job.train.num_steps else None
+
+    def _fit_once(self, resources: dict[str, float]) -> str | None:
+        """One `fit()`; None when the workers came to their end, otherwise a line about what went wrong."""
+        outcome: list[BaseException] = []
+        with tempfile.TemporaryDirectory(prefix="ebm-train-") as folder:
+            trainer = self._trainer(resources, folder)
+
+            def fit() -> None:
+                try:
+                    trainer.fit()
+                except BaseException as error:  # carried to the main thread, where it is judged
+                    outcome.append(error)
+
+            self._stopped, started_at = False, time.monotonic()
+            self._started = False
+            thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
+            thread.start()
+            while thread.is_alive():
+                thread.join(POLL_S)
+                self._read_mail()
+                if not self._started and time.monotonic() - started_at > PATIENCE_S:
+                    self._say_waiting(resources)
+                    started_at = float("inf")
+            self._read_mail()
+        if outcome and self._error is None:
+            self._error = _own_error(outcome[0])
+        return _one_line(outcome[0]) if outcome else None
+
+    def _trainer(self, resources: dict[str, float], folder: str) -> TorchTrainer:
+        launch = {"job": to_tree(self._job), "mailbox": self._mailbox, "cpus": int(resources["CPU"])}
+        return TorchTrainer(
+            train_loop_per_worker,
+            train_loop_config=launch,
+            scaling_config=ScalingConfig(
+                num_workers=self._job.cluster.num_workers,
+                use_gpu=self._job.cluster.use_gpu,
+                resources_per_worker=resources,
+            ),
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if self._job.cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+            ),
+            run_config=RunConfig(
+                name=f"{self._job.name}-{uuid.uuid4().hex[:8]}",  # Ray resumes a name that it knows; our store decides
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=0),  # restarts are ours: we tell errors apart
+            ),
+        )
+
+    def _read_mail(self) -> None:
+        for kind, payload in ray.get(self._mailbox.drain.remote()):
+            if kind == "row":
+                self._display.row(payload)
+            elif kind == "checkpoint":
+                self._step = payload
+                self._scorer.offer(payload)
+            elif kind == "started":
+                self._started, self._step = True, payload
+            elif kind == "stopped":
+                self._stopped = True
+            elif kind == "note":
+                self._display.note(payload)
+            elif kind == "error" and self._error is None:
+                self._error = payload
+        for message in self._scorer.messages():
+            self._display.note(message)
+
+    def _say_waiting(self, resources: dict[str, float]) -> None:
+        need = resources["CPU"] * self._job.cluster.num_workers
+        free = cluster.free_cpus()
+        if free < need:
+            self._display.note(f"waiting for {need:g} CPUs: {free:g} are free on this Ray")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for a checkpoint and an end; a second one ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _frame: Any) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+            self._mailbox.request_stop.remote()
+            threading.Thread(target=self._display.note, args=("stopping: storing a checkpoint",), daemon=True).start()
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _own_error(error: BaseException) -> EbmError | None:
+    """The EbmError among the failures of the workers, if there is one."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        inner = getattr(failure, "_base_exc", failure)
+        if isinstance(inner, EbmError):
+            return inner
+    return error if isinstance(error, EbmError) else None
+
+
+def _one_line(error: BaseException) -> str:
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    inner = getattr(failures[0], "_base_exc", failures[0])
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[0] if lines else ''}"
+
+
+def _result(run: Run, job: JobConfig, step: int) -> RunResult:
+    return RunResult(
+        name=str(job.name),
+        uri=run.uri,
+        step=step,
+        num_steps=job.train.num_steps,
+        grid=runs.grid_key(run, step),
+        scores=runs.read_scores(run, step),
+    )
