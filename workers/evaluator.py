@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ebm_core.data.dataset import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
 from ebm_core.checkpoint import MANIFEST, load_energy
 from ebm_core.config import DataConfig, TrainConfig, to_tree
 from ebm_core.data import condition_table, load, num_conditions
+from ebm_core.data.dataset import Dataset
 from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.models import EnergyModel

@@ -5,13 +5,13 @@ of a convolution. Bits agree between workers of the same kind of device and numb
 """
 
 import torch
-from ebm_core.models import EnergyModel
 from jaxtyping import Float
 from torch import Tensor
 
 from ebm_core.config import TrainConfig
 from ebm_core.data.pixels import quantize
 from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.models import EnergyModel
 from ebm_core.rng import stream
 from ebm_core.sampler import generate
 from ebm_core.types import Pixels

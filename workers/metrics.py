@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from ebm_core.data.dataset import Dataset
 from jaxtyping import Float, Int64
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from ebm_core.data.dataset import Dataset
 from ebm_core.data.pixels import dequantize
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.rng import stream
