@@ -25,7 +25,9 @@ def torchvision() -> ModuleType:
         try:
             return _import()
         except ImportError as error:
-            raise DataError(f"torchvision cannot be imported ({_first_line(error)}): pip install torchvision") from error
+            raise DataError(
+                f"torchvision cannot be imported ({_first_line(error)}): pip install torchvision"
+            ) from error
         except RuntimeError as error:
             raise DataError(
                 f"torchvision does not fit torch {torch.__version__} ({_first_line(error)}): "
