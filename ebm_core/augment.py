@@ -1,7 +1,7 @@
 """Data augmentation transitions (Section 2.3, Appendix A.2): jumps of a chain to a similar image.
 
 SimCLR's order: random resized crop, flip, colour jitter, greyscale, Gaussian blur; each sample has its own parameters.
-All of them are drawn first (`draw_params`) and applied second (`apply_params`), so that either half can be checked alone.
+All are drawn first (`draw_params`) and applied second (`apply_params`), so that either half can be checked alone.
 
 What a sample becomes depends on itself and on its own draws, to the last bit: pixels go through single additions,
 products, comparisons and float64 means alone, which round alike whatever else is in the batch. (A fused multiply-add or
@@ -57,8 +57,8 @@ class AugmentParams:
 def augment(x: Images, cfg: AugmentConfig, rng: Rng) -> Images:
     """A random transition of each image to a similar one (Section 2.3); `x` itself when `cfg.enabled` is false.
 
-    x: (b c h w) in [0, 1], c = 1 or 3, on the device of `rng`; left as it is. Returns the same shape, in [0, 1], without
-    a graph. Grey images keep hue and saturation, and greyscale does nothing to them. Raises DataError for another
+    x: (b c h w) in [0, 1], c = 1 or 3, on the device of `rng`; left as it is. Returns the same shape, in [0, 1],
+    without a graph. Grey images keep hue and saturation, and greyscale does nothing to them. DataError for another
     number of channels, ConfigError for a blur too wide for the image.
     """
     if not cfg.enabled:
@@ -138,8 +138,8 @@ def crop_boxes(
 
 
 def crop_and_flip(x: Images, boxes: Int[Tensor, "b 4"], flip: Bool[Tensor, "b"]) -> Images:
-    """Each image's box, stretched over the whole image (bilinear between pixel centres) and mirrored left to right where
-    `flip`. A crop is never larger than the image, so an antialiased resize would give the same. The box of the
+    """Each image's box, stretched over the whole image (bilinear between pixel centres) and mirrored left to right
+    where `flip`. A crop is never larger than the image, so an antialiased resize would give the same. The box of the
     whole image changes no bit, and a constant image stays constant to the last bit.
     """
     b, c, height, width = x.shape
@@ -155,9 +155,9 @@ def crop_and_flip(x: Images, boxes: Int[Tensor, "b 4"], flip: Bool[Tensor, "b"])
 
 
 def _taps(start: Tensor, length: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Which two pixels of [start, start + length) each of `size` output pixels lies between, and the second's weight."""
+    """The two pixels of [start, start + length) that each of `size` outputs lies between, and the second's weight."""
     center = torch.arange(size, device=start.device, dtype=torch.float64) + 0.5
-    position = (center * (length[:, None] / size) - 0.5).clamp_min(0)
+    position = (center * (length[:, None].double() / size) - 0.5).clamp_min(0)
     first = position.floor()
     second = torch.minimum(first + 1, length[:, None] - 1)
     return (first + start[:, None]).long(), (second + start[:, None]).long(), (position - first).to(dtype)
@@ -172,7 +172,7 @@ def _interpolate(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 
 def jitter_factors(u: Float[Tensor, "b 4"], strength: float) -> Float[Tensor, "b 4"]:
-    """Factors in 1 +- (0.8, 0.8, 0.8) x strength, not below 0, and a hue shift in +- 0.4 x strength, at most half a turn."""
+    """Three factors in 1 +- 0.8 x strength, not below 0; a hue shift in +- 0.4 x strength, at most half a turn."""
     half = [strength * j for j in JITTER]
     low = [max(0.0, 1 - s) for s in half[:HUE]] + [-min(0.5, half[HUE])]
     high = [1 + s for s in half[:HUE]] + [min(0.5, half[HUE])]
@@ -182,8 +182,8 @@ def jitter_factors(u: Float[Tensor, "b 4"], strength: float) -> Float[Tensor, "b
 def color_jitter(x: Images, factors: Float[Tensor, "b 4"], order: Int[Tensor, "b 4"]) -> Images:
     """Brightness, contrast, saturation and hue of each image, in each image's own order.
 
-    Sorted by the place of hue, the images that meet their k-th blend (of three) before hue are the first ones, and those
-    that meet it after hue the last: hue is done once for all, every blend once for those whose turn it is.
+    Sorted by the place of hue, the images that meet their k-th blend (of three) before hue are the first ones, and
+    those that meet it after hue the last: hue is done once for all, a blend once for those whose turn it is.
     """
     hue_place = (order == HUE).byte().argmax(dim=1)
     rank = hue_place.argsort(descending=True, stable=True)
