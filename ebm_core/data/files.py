@@ -30,7 +30,7 @@ MD5 = {
     "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
     "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
 }
-"""MD5 sums of the published files by path under data.root, in torchvision's layout; the same that torchvision checks."""
+"""MD5 sums of the published files by path under data.root, in torchvision's layout; those that torchvision checks."""
 
 
 def download_command(cfg: DataConfig) -> str:

@@ -21,7 +21,7 @@ MAX_ASPECT = 100
 """Long side over short side beyond which an image has no sensible central square."""
 
 
-def fit(levels: Pixels, image_size: int, channels: int) -> Pixels:
+def fit(levels: Pixels, image_size: int, channels: int) -> UInt8[Tensor, "b {channels} {image_size} {image_size}"]:
     """Images (b c h w) as (b channels image_size image_size): grey or RGB, short side resized (bilinear with an
     antialiasing filter), centre cropped. Images that fit already come back unchanged."""
     levels = _with_channels(levels, channels)

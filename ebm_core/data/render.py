@@ -27,8 +27,8 @@ def _unit(*parts: float) -> np.ndarray:
 
 TILT = math.radians(32)
 """How far the camera looks down."""
-LOOK = _unit(0, -math.sin(TILT), math.cos(TILT))
-IMAGE_UP = _unit(0, math.cos(TILT), math.sin(TILT))
+LOOK = _unit(0.0, -math.sin(TILT), math.cos(TILT))
+IMAGE_UP = _unit(0.0, math.cos(TILT), math.sin(TILT))
 LIGHT = _unit(-0.62, 0.95, -0.48)
 """Towards the light."""
 HALFWAY = _unit(*(LIGHT - LOOK)[:, 0].tolist())
@@ -40,7 +40,7 @@ FLOOR = np.array([[0.46, 0.54, 0.62], [0.20, 0.27, 0.36]], np.float32)[:, :, Non
 """Linear RGB of the floor at the image's lower and upper edge."""
 PENUMBRA = np.float32(5)
 """Sharpness of shadows: distance to the blocking edge over the width of the half shade."""
-REACH = np.float32(1.16)
+REACH = np.float32(1.24)
 """Radius around an object's centre that holds all of it."""
 RAYS_AT_ONCE = 2**19
 

@@ -161,7 +161,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of images")
 
 
-def _unpickle(cfg: DataConfig, path: Path, md5: str) -> dict:
+def _unpickle(cfg: DataConfig, path: Path, md5: str) -> Any:
     content = read_checked(cfg, path, md5)  # before a byte of it is interpreted
     try:
         return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
