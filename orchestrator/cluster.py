@@ -141,7 +141,7 @@ class Mailbox:
         self._stop = False
 
     def post(self, kind: str, payload: Any) -> None:
-        """Leave a message; kinds are `started`, `row`, `checkpoint`, `stopped` and `error`."""
+        """Leave a message; kinds are `started`, `row`, `note`, `checkpoint` and `error`."""
         self._messages.append((kind, payload))
 
     def drain(self) -> list[tuple[str, Any]]:

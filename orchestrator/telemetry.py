@@ -40,6 +40,7 @@ METRIC_NAMES: dict[str, MetricName] = {
     "grad_norm/l2": MetricName("gradient norm of the L2 term", ""),
     "clamped_fraction": MetricName("share of the samples' pixels at the ends of the data range", "fraction"),
     "buffer_fill": MetricName("share of the buffer's slots in use", "fraction"),
+    "buffer_age": MetricName("mean age of the past samples that Eq. 7 measures against", "steps"),
     "running_gap": MetricName("l2_weight times the running mean of the energy gap; -1 is collapse (Fig. 9)", ""),
     "time": MetricName("wall clock when the row was made, since 1970", "s"),
     "steps_per_s": MetricName("training steps per second since the row before", "1/s"),

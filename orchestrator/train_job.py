@@ -33,8 +33,6 @@ __all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "t
 COLLECTIVE_TIMEOUT_S = 600
 """After so long without an answer from its peers a worker gives up, and the job restarts from its newest checkpoint."""
 POLL_S = 0.2
-PATIENCE_S = 20.0
-"""Seconds without a worker after which the driver says what it waits for."""
 
 
 class TrainingError(EbmError):
@@ -114,7 +112,7 @@ class _Supervisor:
         self._job, self._run, self._display = job, run, display
         self._signal: int | None = None
         self._error: EbmError | None = None
-        self._step, self._stopped = 0, False
+        self._step = 0
 
     def work(self) -> RunResult:
         resources = cluster.worker_resources(self._job)
@@ -122,22 +120,31 @@ class _Supervisor:
         self._scorer = Scorer(self._job, self._run)
         try:
             with self._signals():
-                for failures in range(self._job.cluster.max_failures + 1):
-                    failure = self._fit_once(resources)
-                    if self._error is not None:
-                        raise self._error
-                    if failure is None:
-                        break
-                    if self._signal is not None or failures == self._job.cluster.max_failures:
-                        raise TrainingError(f"training failed {failures + 1} times, the last time by {failure}")
-                    self._display.note(f"a worker was lost ({failure}); restarting from the newest checkpoint")
-                    time.sleep(min(2.0**failures, 30.0) * 0.5)
+                self._say_waiting(resources)
+                self._fit_with_restarts(resources)
                 self._finish_scoring()
         finally:
             self._display.close()
             self._scorer.close()
             ray.kill(self._mailbox)
         return replace(_result(self._run, self._job, self._step), stopped_by=self._interrupted())
+
+    def _fit_with_restarts(self, resources: dict[str, float]) -> None:
+        """Train to the end or to a stop; a lost worker costs a restart, the same error twice at one step ends the job."""
+        before = None
+        for failures in range(self._job.cluster.max_failures + 1):
+            failure = self._fit_once(resources)
+            if self._error is not None:
+                raise self._error
+            if failure is None:
+                return
+            again = (failure, self._step) == before
+            before = (failure, self._step)
+            if again or self._signal is not None or failures == self._job.cluster.max_failures:
+                times = "once" if failures == 0 else f"{failures + 1} times"
+                raise TrainingError(f"training of {self._run.name} failed {times}, the last time by {failure}")
+            self._display.note(f"lost a worker ({failure}); restarting from the newest checkpoint")
+            time.sleep(min(0.5 * 2**failures, 15.0))
 
     def _finish_scoring(self) -> None:
         """Wait for the scores of the checkpoints on hand, unless a signal came or comes."""
@@ -164,16 +171,11 @@ class _Supervisor:
                 except BaseException as error:  # carried to the main thread, where it is judged
                     outcome.append(error)
 
-            self._stopped, started_at = False, time.monotonic()
-            self._started = False
             thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_S)
                 self._read_mail()
-                if not self._started and time.monotonic() - started_at > PATIENCE_S:
-                    self._say_waiting(resources)
-                    started_at = float("inf")
             self._read_mail()
         if outcome and self._error is None:
             self._error = _own_error(outcome[0])
@@ -207,9 +209,7 @@ class _Supervisor:
                 self._step = payload
                 self._scorer.offer(payload)
             elif kind == "started":
-                self._started, self._step = True, payload
-            elif kind == "stopped":
-                self._stopped = True
+                self._step = payload
             elif kind == "note":
                 self._display.note(payload)
             elif kind == "error" and self._error is None:
@@ -221,7 +221,7 @@ class _Supervisor:
         need = resources["CPU"] * self._job.cluster.num_workers
         free = cluster.free_cpus()
         if free < need:
-            self._display.note(f"waiting for {need:g} CPUs: {free:g} are free on this Ray")
+            self._display.note(f"waiting for {need:g} CPUs: {free:g} of this Ray are free now")
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

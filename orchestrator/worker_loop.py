@@ -87,7 +87,6 @@ def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
         drop_rows_after(run, state.step)
         mailbox.post.remote("started", state.step)
     loop = Loop(run, cfg, job, group, mailbox, telemetry.Recorder(state.step))
-    stored = state.step
     try:
         for x_data, condition in labelled_batches(
             data,
@@ -105,14 +104,11 @@ def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
             stop = loop.stop_requested()
             if last or stop or state.step % job.checkpoint.every == 0:
                 loop.save(state)
-                stored = state.step
             if stop and not last:
                 break
     except DivergenceError:
         loop.save_diverged(state)
         raise
-    if group.rank == 0:
-        ray.get(mailbox.post.remote("stopped", stored))
 
 
 def core_config(job: JobConfig) -> TrainConfig:
@@ -180,7 +176,7 @@ class Loop:
         if self.group.rank == 0:
             self.run.commit(state.step, attempt, manifest_bytes(gathered, state.step))
             self.run.retain(self.job.checkpoint.keep, self.warn)
-            self.mailbox.post.remote("checkpoint", state.step)
+            ray.get(self.mailbox.post.remote("checkpoint", state.step))
         ray.train.report({"step": state.step})  # a barrier over the ranks
 
     def save_diverged(self, state: TrainState) -> None:
