@@ -345,7 +345,7 @@ def to_tree(cfg: object) -> dict[str, Any]:
     return tree
 
 
-def from_tree(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
+def from_tree(cls: type[T], tree: Any, path: str = "") -> T:
     """The config that `to_tree` wrote. Unknown names and wrong types raise ConfigError; absent ones get the default."""
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path or 'config'} = {tree!r}: must be a section of settings")
