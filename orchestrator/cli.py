@@ -103,12 +103,13 @@ def sample(
     out: Annotated[Optional[Path], typer.Option(help="PNG file to write. Default: <run>-<step>.png here.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(min=0, help="Samples of one seed are the same each time.")] = 0,
     checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Langevin steps. Default: sampler.generate_steps.")] = None,
     storage: Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")] = "./runs",
 ) -> None:
     """Draw images from the averaged (EMA) model of a stored run."""
     from orchestrator.sample import draw_grid
 
-    print(draw_grid(run, storage=storage, count=count, out=out, seed=seed, step=checkpoint))
+    print(draw_grid(run, storage=storage, count=count, out=out, seed=seed, step=checkpoint, num_steps=steps))
 
 
 @app.command()

@@ -56,7 +56,8 @@ class EvaluationConfig:
     """Scores and sample grids that are made beside training."""
 
     every: int = 0
-    """Score checkpoints at multiples of so many steps; 0: the last one only."""
+    """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
+    chains of sampler.generate_steps, so without a GPU it is for small models."""
     metrics: tuple[str, ...] = ("energy_gap", "fid_small", "nearest_train")
     """Keys of `workers.metrics.METRICS`."""
     num_images: int = 1000
@@ -65,7 +66,7 @@ class EvaluationConfig:
     """Images in the sample grid."""
 
     def __post_init__(self) -> None:
-        require(self.every >= 0, "evaluation.every", self.every, "must not be negative (0: only at the end)")
+        require(self.every >= 0, "evaluation.every", self.every, "must not be negative (0: never)")
         require(2 <= self.num_images <= 10**7, "evaluation.num_images", self.num_images, "must lie in 2 to 10000000")
         require(1 <= self.grid_count <= 4096, "evaluation.grid_count", self.grid_count, "must lie in 1 to 4096")
 
@@ -154,7 +155,8 @@ def job_preset(name: str) -> JobConfig:
     train = PRESETS[name]()
     values = {f.name: getattr(train, f.name) for f in dataclasses.fields(TrainConfig)}
     if name == "digits":  # labelled, small: a classifier trained on the real digits can judge the samples
-        return JobConfig(**values, evaluation=EvaluationConfig(metrics=(*EvaluationConfig().metrics, "classifier")))
+        metrics = (*EvaluationConfig().metrics, "classifier")
+        return JobConfig(**values, evaluation=EvaluationConfig(every=1000, metrics=metrics, num_images=512))
     return JobConfig(**values)
 
 

@@ -83,10 +83,15 @@ def read_scores(run: Run, step: int) -> dict[str, dict[str, Any]]:
     return {key.rpartition("/")[2].removesuffix(".json"): run.read_json(key) for key in keys}
 
 
+def ema_grid_key(step: int) -> str:
+    """Key of the grid that the averaged model draws from noise; `samples/step-….png` holds the chains of training."""
+    return f"samples/{step_name(step)}-ema.png"
+
+
 def grid_key(run: Run, step: int) -> str | None:
-    """Key of the step's sample grid, if there is one."""
-    key = f"samples/{step_name(step)}.png"
-    return key if any(info.key == key for info in run.list(key)) else None
+    """Key of the step's best sample grid: the averaged model's, else that of the chains of training, else None."""
+    kept = {info.key for info in run.list(f"samples/{step_name(step)}")}
+    return next((key for key in (ema_grid_key(step), f"samples/{step_name(step)}.png") if key in kept), None)
 
 
 def _parts(run: Run) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,11 +25,12 @@ def draw_grid(
     out: Path | None = None,
     seed: int = 0,
     step: int | None = None,
+    num_steps: int | None = None,
 ) -> Path:
     """Write a PNG grid of `count` samples and return its path.
 
     `run_name` is a name below `storage`, a folder of a run, or its URI; `step` a stored checkpoint (None: the newest
-    sound one). Raises ConfigError for an unknown run, CheckpointError when it has no such checkpoint.
+    sound one); `num_steps` replaces sampler.generate_steps. Raises ConfigError for an unknown run, CheckpointError when it has no such checkpoint.
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.absolute().parent} does not exist")
@@ -37,7 +39,7 @@ def draw_grid(
         found = run.newest_sound(Path(temp), _warn) if step is None else (step, run.fetch_checkpoint(step, Path(temp)))
         if found is None:
             raise CheckpointError(f"run {run.uri} has no checkpoint yet")
-        png = grid_png(sample_checkpoint(found[1], count, seed))
+        png = grid_png(sample_checkpoint(found[1], count, seed, num_steps))
     path = out or Path(f"{run.name}-{step_name(found[0])}.png")
     try:
         path.write_bytes(png)
@@ -46,12 +48,14 @@ def draw_grid(
     return path
 
 
-def sample_checkpoint(folder: Path, count: int, seed: int) -> Pixels:
+def sample_checkpoint(folder: Path, count: int, seed: int, num_steps: int | None = None) -> Pixels:
     """`count` images (count c h w), uint8, of a checkpoint's averaged model: the first that its scores judge.
 
     Data files are read only by a model that is conditional on attributes, whose combinations they give.
     """
     model, cfg = load_energy(folder, "ema")
+    if num_steps is not None:
+        cfg = replace(cfg, sampler=replace(cfg.sampler, generate_steps=num_steps))
     rows = None
     if cfg.data.condition == "label":
         rows = torch.eye(num_conditions(cfg.data))

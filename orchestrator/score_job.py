@@ -10,6 +10,7 @@ import ray
 
 from ebm_core.errors import EbmError
 from orchestrator.config import JobConfig
+from orchestrator.runs import ema_grid_key
 from orchestrator.storage import Run, RunStore, step_name
 from workers.actor import evaluator_actor
 
@@ -30,9 +31,9 @@ class FetchCheckpoint:
 
 
 def is_scored(step: int, job: JobConfig) -> bool:
-    """Whether a checkpoint gets scores: multiples of evaluation.every, and the last step."""
+    """Whether a checkpoint gets scores: with evaluation.every, its multiples and the last step."""
     every = job.evaluation.every
-    return step == job.train.num_steps or (every > 0 and step % every == 0)
+    return every > 0 and (step % every == 0 or step == job.train.num_steps)
 
 
 class Scorer:
@@ -93,7 +94,7 @@ class Scorer:
         folder = step_name(step)
         for name, document in found["scores"].items():
             self._run.write_json(f"evaluations/{folder}/{name}.json", document)
-        self._run.write_bytes(f"samples/{folder}.png", found["grid_png"])
+        self._run.write_bytes(ema_grid_key(step), found["grid_png"])
 
 
 def _cause(error: Exception) -> str:

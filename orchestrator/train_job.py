@@ -130,7 +130,7 @@ class _Supervisor:
         return replace(_result(self._run, self._job, self._step), stopped_by=self._interrupted())
 
     def _fit_with_restarts(self, resources: dict[str, float]) -> None:
-        """Train to the end or to a stop; a lost worker costs a restart, the same error twice at one step ends the job."""
+        """Train to the end or a stop; a lost worker costs a restart, the same error twice at one step ends the job."""
         before = None
         for failures in range(self._job.cluster.max_failures + 1):
             failure = self._fit_once(resources)

@@ -18,11 +18,12 @@ from ebm_core.config import TrainConfig
 from ebm_core.data import labelled_batches, load
 from ebm_core.errors import DivergenceError, EbmError
 from ebm_core.manifest import describe, manifest_bytes
-from ebm_core.rng import Shards
+from ebm_core.rng import Shards, stream
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import telemetry
 from orchestrator.config import JobConfig, parse
 from orchestrator.storage import Run, RunStore, step_name
+from workers.pictures import grid_png
 
 STOP_CHECK_S = 0.5
 """Seconds between rank 0's questions whether the driver wants to stop."""
@@ -174,10 +175,17 @@ class Loop:
                 self.run.put_checkpoint_file(state.step, attempt, folder / name)
             gathered = [entry for part in self.group.all(entries) for entry in part]
         if self.group.rank == 0:
+            self.run.write_bytes(f"samples/{step_name(state.step)}.png", self.chain_grid(state))
             self.run.commit(state.step, attempt, manifest_bytes(gathered, state.step))
             self.run.retain(self.job.checkpoint.keep, self.warn)
             ray.get(self.mailbox.post.remote("checkpoint", state.step))
         ray.train.report({"step": state.step})  # a barrier over the ranks
+
+    def chain_grid(self, state: TrainState) -> bytes:
+        """Where training's chains have been: draws from rank 0's buffer, as a PNG. It costs no sampling."""
+        rng = stream(state.seed, state.step, "grid", device=state.device)
+        levels, _ = state.buffer.draw(self.job.evaluation.grid_count, rng)
+        return grid_png(levels.cpu())
 
     def save_diverged(self, state: TrainState) -> None:
         """Store what a diverged run had under `diverged/`, where nothing resumes from it."""
