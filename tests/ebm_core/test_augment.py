@@ -372,6 +372,25 @@ def test_crops_that_always_fit_have_uniform_area_log_uniform_ratio_and_uniform_p
         assert stats.kstest(value, stats.uniform(low, high - low).cdf).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("image", [(32, 32), (9, 7), (60, 100)])
+def test_each_crop_is_the_first_of_its_own_ten_tries_that_fits(image):
+    height, width = image
+    scale, ratio = (0.3, 1.0), (0.5, 2.0)
+    u = torch.rand(300, 2 * CROP_TRIES + 2, generator=seeded(20)).double()
+
+    def first_that_fits(row):
+        for area, aspect in zip(row[:CROP_TRIES], row[CROP_TRIES:-2], strict=True):
+            area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+            aspect = math.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * aspect)
+            h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < h <= height and 0 < w <= width:
+                return [int(row[-2] * (height - h + 1)), int(row[-1] * (width - w + 1)), h, w]
+        raise AssertionError("ten tries failed: choose another seed")
+
+    expected = torch.tensor([first_that_fits(row) for row in u.tolist()])
+    assert torch.equal(crop_boxes(u, height, width, scale, ratio), expected)
+
+
 def test_crops_that_often_miss_are_distributed_as_torchvisions():
     torchvision()
     draw = importlib.import_module("torchvision.transforms").RandomResizedCrop.get_params
