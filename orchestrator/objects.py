@@ -1,7 +1,7 @@
 """Object stores: bytes under keys, in a folder. (`s3.py` has the same on an S3 server.)
 
-A store knows nothing of runs or checkpoints. It promises three things that the commit protocol in `storage.py`
-builds on: an object is visible completely or not at all, `create` has exactly one winner, and no key reaches outside the root.
+A store knows nothing of runs or checkpoints. It promises three things, on which the commit protocol in `storage.py`
+builds: an object is visible completely or not at all, `create` has exactly one winner, no key reaches outside the root.
 """
 
 import errno

@@ -9,10 +9,10 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
@@ -20,6 +20,7 @@ from boto3.session import Session
 from botocore import exceptions as aws
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
+from s3transfer.exceptions import RetriesExceededError
 
 from orchestrator.objects import (
     ObjectInfo,
@@ -32,25 +33,14 @@ from orchestrator.objects import (
     require_prefix,
 )
 
-T = TypeVar("T")
 MULTIPART_BYTES = 64 * 2**20
 """Larger objects are uploaded in parts of this size."""
-_NETWORK_ERRORS = (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, aws.ResponseStreamingError)
-_ERRORS = (aws.BotoCoreError, aws.ClientError, Boto3Error, ResponseParserError, *_NETWORK_ERRORS)
-_NO_CREDENTIALS = (
-    aws.NoCredentialsError,
-    aws.PartialCredentialsError,
-    aws.CredentialRetrievalError,
-    aws.TokenRetrievalError,
-)
-_DENIED = {
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "AllAccessDisabled",
-}
+_DOWNLOAD_ATTEMPTS = 3
+_CUT = (aws.ReadTimeoutError, aws.ConnectionClosedError, aws.IncompleteReadError, aws.ResponseStreamingError)
+_UNREACHABLE = (aws.EndpointConnectionError, aws.ConnectTimeoutError, aws.ProxyConnectionError)
+_NO_CREDENTIALS = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)
+_ERRORS = (aws.BotoCoreError, aws.ClientError, Boto3Error, RetriesExceededError, ResponseParserError)
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 
 
 class S3Store:
@@ -69,14 +59,18 @@ class S3Store:
         read_timeout_s: float = 30,
         max_attempts: int = 5,
         multipart_bytes: int = MULTIPART_BYTES,
+        page_keys: int = 1000,
         location: str | None = None,
     ) -> None:
         _quiet_libraries()
         self.bucket, self.prefix, self.endpoint = bucket, prefix, endpoint
         self._location = location or "s3://" + "/".join(filter(None, (bucket, prefix)))
-        self._max_attempts = max_attempts
+        self._max_attempts, self._page_keys = max_attempts, page_keys
         self._transfer = TransferConfig(
-            multipart_threshold=multipart_bytes, multipart_chunksize=multipart_bytes, max_concurrency=4
+            multipart_threshold=multipart_bytes,
+            multipart_chunksize=multipart_bytes,
+            max_concurrency=4,
+            num_download_attempts=_DOWNLOAD_ATTEMPTS,
         )
         self._multipart_bytes = multipart_bytes
         config = Config(
@@ -129,37 +123,29 @@ class S3Store:
         )
 
     def get(self, key: str) -> bytes:
-        """The object's bytes."""
+        """The object's bytes. A body that breaks off is asked for again, which boto3's own retries do not cover."""
         place = self._place(key)
-
-        def download() -> bytes:
-            body = self._client.get_object(**place)["Body"]
-            try:
-                return body.read()
-            finally:
-                body.close()
-
         with self._explained("read", key):
-            return self._again_if_cut(download)
+            for _ in range(_DOWNLOAD_ATTEMPTS - 1):
+                with suppress(*_CUT), self._client.get_object(**place)["Body"] as body:
+                    return body.read()
+            with self._client.get_object(**place)["Body"] as body:
+                return body.read()
 
     def get_file(self, key: str, path: Path) -> None:
         """Download to `path`, large objects by several connections."""
         place = self._place(key)
-
-        def download(target: IO[bytes]) -> None:
-            target.seek(0)
-            target.truncate()
-            self._client.download_fileobj(**place, Fileobj=target, Config=self._transfer)
-
         with self._explained("read", key):
             try:
                 with path.open("wb") as target:
-                    self._again_if_cut(lambda: download(target))
+                    self._client.download_fileobj(**place, Fileobj=target, Config=self._transfer)
+            except _ERRORS:  # some of them are OSErrors too
+                raise
             except OSError as error:
                 raise StorageError(f"cannot write the local file {path}: {os_reason(error)}") from None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects with well-formed keys, a thousand per request."""
+        """Objects with well-formed keys, `page_keys` per request."""
         skipped = len(self._full(""))
         for page in self._pages(prefix):
             for entry in page.get("Contents", ()):
@@ -170,11 +156,9 @@ class S3Store:
     def folders(self, prefix: str = "") -> Iterator[str]:
         """Common prefixes under `prefix`, which is empty or ends in a slash."""
         skipped = len(self._full(prefix))
-        for page in self._pages(prefix, Delimiter="/"):
-            for entry in page.get("CommonPrefixes", ()):
-                name = entry["Prefix"][skipped:-1]
-                if is_key(name):
-                    yield name
+        pages = self._pages(prefix, Delimiter="/")
+        names = {entry["Prefix"][skipped:-1] for page in pages for entry in page.get("CommonPrefixes", ())}
+        yield from sorted(filter(is_key, names))  # the server sorts them with their slash
 
     def delete(self, key: str) -> None:
         """Remove the object if it is there."""
@@ -205,7 +189,10 @@ class S3Store:
         require_prefix(prefix)
         with self._explained("list", prefix.rstrip("/")):
             paginator = self._client.get_paginator("list_objects_v2")
-            yield from paginator.paginate(Bucket=self.bucket, Prefix=self._full(prefix), **options)
+            size = {"PageSize": self._page_keys}
+            yield from paginator.paginate(
+                Bucket=self.bucket, Prefix=self._full(prefix), PaginationConfig=size, **options
+            )
 
     def _metadata(self, key: str) -> dict[str, str]:
         """What `put` and `create` wrote beside the object; empty if the object has gone."""
@@ -231,15 +218,6 @@ class S3Store:
                 f"cannot write {self.describe(key)}: {size} bytes were sent, the server has {head['ContentLength']}, "
                 "or another writer's; check the server and that no other job writes there"
             )
-
-    def _again_if_cut(self, download: Callable[[], T]) -> T:
-        """Repeat a download that broke off in its body, which boto3's own retries do not cover."""
-        for attempt in range(1, self._max_attempts):
-            try:
-                return download()
-            except _NETWORK_ERRORS:
-                time.sleep(random.uniform(0, 0.05 * 2**attempt))
-        return download()
 
     @contextmanager
     def _explained(self, operation: str, key: str) -> Iterator[None]:
@@ -272,13 +250,13 @@ def _reason(error: Exception) -> tuple[bool, str]:
         return _answer(str(error.response.get("Error", {}).get("Code", "")), _status(error))
     if isinstance(error, _NO_CREDENTIALS):
         return False, "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if isinstance(error, aws.EndpointConnectionError | aws.ConnectTimeoutError | aws.ProxyConnectionError):
+    if isinstance(error, _UNREACHABLE):
         return False, "the server cannot be reached; check the endpoint and that the server runs"
     if isinstance(error, aws.SSLError):
         return False, "the server's certificate was not accepted; check the endpoint, or set AWS_CA_BUNDLE"
     if isinstance(error, aws.ReadTimeoutError):
         return False, "the server did not answer in time; check the server and the network"
-    if isinstance(error, _NETWORK_ERRORS):
+    if isinstance(error, aws.HTTPClientError | RetriesExceededError | aws.IncompleteReadError):
         return False, "the connection broke off each time; check the server and the network"
     if isinstance(error, ResponseParserError):
         return False, "the answer is not S3's; check that the endpoint is an S3 server"

@@ -155,7 +155,7 @@ class StoredCheckpoint:
         except ObjectMissing:
             raise CheckpointError(f"{where} is missing; use an older checkpoint") from None
         if hashlib.sha256(data).hexdigest() != commit.manifest_sha256:
-            raise CheckpointError(f"{where} is damaged: not the manifest that was committed; use an older checkpoint")
+            raise CheckpointError(f"{where} is damaged: not the manifest that COMMITTED names; use an older checkpoint")
         manifest = parse_manifest(data)
         if manifest.step != commit.step:
             raise CheckpointError(f"{where} is for step {manifest.step}; use an older checkpoint")

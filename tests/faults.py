@@ -1,0 +1,163 @@
+"""S3 servers for tests: moto's, and a proxy before any server that injects the faults that storage must survive."""
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import boto3
+
+CODES = {403: "AccessDenied", 411: "MissingContentLength", 503: "ServiceUnavailable"}
+HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "expect"}
+
+
+@contextmanager
+def moto_server() -> Iterator[str]:
+    """URL of an S3 server that lives in this process and forgets everything."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def make_bucket(endpoint: str, bucket: str) -> None:
+    """Create a bucket with the credentials of the environment."""
+    client = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket=bucket)
+    client.close()
+
+
+@dataclass
+class Fault:
+    """What happens to requests of `method` whose path contains `key`.
+
+    kind: an HTTP status to answer; "drop" closes the connection before the server hears of it; "lose" lets the server
+    act and closes the connection in place of its answer; "cut" breaks off in the middle of the answer's body; "accept"
+    answers 200 and stores nothing. times: how often; None is for ever.
+    """
+
+    kind: int | str
+    method: str | None = None
+    key: str = ""
+    times: int | None = None
+    hits: int = 0
+
+
+@dataclass
+class FaultProxy:
+    """A running proxy: its URL, the faults now in force, and the (method, path) of each request in order."""
+
+    url: str
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def inject(self, kind: int | str, method: str | None = None, key: str = "", times: int | None = None) -> Fault:
+        """Add a fault; the first that fits a request acts."""
+        fault = Fault(kind, method, key, times)
+        self.faults.append(fault)
+        return fault
+
+    def take(self, method: str, path: str) -> int | str | None:
+        """The fault of this request, counted."""
+        with self.lock:
+            self.requests.append((method, path))
+            for fault in self.faults:
+                fits = fault.method in (None, method) and fault.key in path
+                if fits and (fault.times is None or fault.hits < fault.times):
+                    fault.hits += 1
+                    return fault.kind
+        return None
+
+
+def handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
+    """Forwards to `upstream`, unless a fault says otherwise."""
+    host = urlsplit(upstream).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep the tests' output quiet."""
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except ConnectionError:  # the client under test hung up
+                self.close_connection = True
+
+        def serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            kind = proxy.take(self.command, self.path)
+            if kind == "drop":
+                self.close_connection = True
+            elif kind == "accept":
+                self.answer(200, {"ETag": '"0"'}, b"")
+            elif isinstance(kind, int):
+                error = f"<Error><Code>{CODES[kind]}</Code><Message>injected</Message></Error>"
+                self.answer(kind, {"Content-Type": "application/xml"}, error.encode())
+            else:
+                self.forward(body, kind)
+
+        def forward(self, body: bytes, kind: str | None) -> None:
+            connection = http.client.HTTPConnection(host, timeout=30)
+            try:
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
+                connection.request(self.command, self.path, body, headers)
+                response = connection.getresponse()
+                content = response.read()
+            finally:
+                connection.close()
+            if kind == "lose":
+                self.close_connection = True
+                return
+            length = response.headers.get("Content-Length") if self.command == "HEAD" else str(len(content))
+            headers = {k: v for k, v in response.getheaders() if k.lower() not in HOP_HEADERS | {"content-length"}}
+            if kind == "cut":
+                content = content[: len(content) // 2]
+                self.close_connection = True
+            self.answer(response.status, headers, content, length)
+
+        def answer(self, status: int, headers: dict[str, str], content: bytes, length: str | None = None) -> None:
+            self.send_response_only(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", length or str(len(content)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = serve
+
+    return Handler
+
+
+class QuietServer(ThreadingHTTPServer):
+    """Its connections' threads end with their connections; none outlives the server's close."""
+
+    daemon_threads = True
+    block_on_close = False
+
+
+@contextmanager
+def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
+    """A proxy before the server at `upstream`, on a free loopback port."""
+    proxy = FaultProxy("")
+    server = QuietServer(("127.0.0.1", 0), handler(proxy, upstream))
+    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
