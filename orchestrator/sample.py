@@ -30,7 +30,8 @@ def draw_grid(
     """Write a PNG grid of `count` samples and return its path.
 
     `run_name` is a name below `storage`, a folder of a run, or its URI; `step` a stored checkpoint (None: the newest
-    sound one); `num_steps` replaces sampler.generate_steps. Raises ConfigError for an unknown run, CheckpointError when it has no such checkpoint.
+    sound one); `num_steps` replaces sampler.generate_steps. Raises ConfigError for an unknown run, CheckpointError when
+    it has no such checkpoint.
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.absolute().parent} does not exist")
