@@ -74,7 +74,7 @@ class ModelConfig:
     spectral_norm: bool = False
     """Divide each weight by its largest singular value (what IGEBM needed, Fig. 9)."""
     standardize_weights: bool = True
-    """Give the convolutions inside blocks zero-mean, unit-variance filters, as the published code does."""
+    """Give the convolutions inside blocks zero-mean, unit-length filters (the published code: unit variance)."""
     attention: bool = True
     multiscale: bool = True
     """Sum energies of the full, half and quarter resolution (Section 2.4)."""

@@ -18,12 +18,13 @@ QUIET_ENV = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "GOMP_SPINCOUNT": "1000",  # threads that wait for each other must not burn the core that another process needs
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # S3 servers other than AWS refuse the newer default
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
 """Set for the driver unless the environment has them; Ray hands its own on to the workers."""
 
-_PASSED_ON = ("AWS_", "EBM_", "OMP_NUM_THREADS")
+_PASSED_ON = ("AWS_", "EBM_", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")
 
 
 class ClusterError(EbmError):
