@@ -56,6 +56,7 @@ def train(preset: Preset, settings: Settings = None, address: Address = None) ->
 
 
 def _show_result(result: Any) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -69,7 +70,7 @@ def _show_result(result: Any) -> None:
     if result.grid:
         console.print(f"grid  {result.uri}/{result.grid}", markup=False)
     if result.scores:
-        table = Table(title=f"scores at step {result.step}", title_justify="left", show_edge=False, pad_edge=False)
+        table = Table(title=f"scores at step {result.step}", title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("metric")
         table.add_column("value", justify="right")
         table.add_column("meaning")

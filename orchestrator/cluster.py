@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import ray
@@ -23,7 +24,8 @@ QUIET_ENV = {
 }
 """Set for the driver unless the environment has them; Ray hands its own on to the workers."""
 
-_PASSED_ON = ("AWS_", "EBM_", "OMP_NUM_THREADS")
+WORKER_ENV = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that wait sleep: spinning ones stall a step many times over where other processes need the cores."""
 
 
 class ClusterError(EbmError):
@@ -74,9 +76,6 @@ def _answers(address: str) -> bool:
 
 
 def _init(**kwargs: Any) -> None:
-    env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        kwargs["runtime_env"] = {"env_vars": env} if env else None
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **kwargs)
@@ -89,6 +88,17 @@ def _init(**kwargs: Any) -> None:
 def _first_line(why: BaseException) -> str:
     lines = [line.strip() for line in str(why).splitlines() if line.strip()]
     return lines[0] if lines else type(why).__name__
+
+
+def storage_environment() -> dict[str, str]:
+    """What boto3 reads from the environment: it travels with the job's data, for Ray shows its own settings to all."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def adopt(environment: Mapping[str, str]) -> None:
+    """Take over the driver's variables in a worker; what the worker's own machine sets stays."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
 
 
 def worker_resources(job: JobConfig) -> dict[str, float]:
@@ -122,7 +132,7 @@ def free_cpus() -> float:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None = None):
+def ray_session(address: str | None = None) -> Iterator[None]:
     """A Ray for the length of a block; one that this process found running stays."""
     held = ray.is_initialized()
     start_ray(address)
