@@ -63,7 +63,7 @@ def _find_address(named: str | None) -> str | None:
         return found
     if named is None:
         return None  # the file that `ray start` wrote outlived its cluster
-    raise ClusterError(f"no Ray answers at {found}; start one with `ray start --head`, or leave out --address")
+    raise ClusterError(f"no Ray answers at {named}; start one with `ray start --head`, or leave out --address")
 
 
 def _answers(address: str) -> bool:
