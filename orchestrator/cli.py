@@ -59,8 +59,7 @@ def _show_result(result: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from orchestrator.runs import headline
-    from workers.metrics import METRICS
+    from orchestrator.runs import score_rows
 
     console = Console(soft_wrap=True, highlight=False)
     if result.already_finished:
@@ -70,11 +69,10 @@ def _show_result(result: Any) -> None:
         console.print(f"grid  {result.uri}/{result.grid}", markup=False)
     if result.scores:
         table = Table(title=f"scores at step {result.step}", title_justify="left", show_edge=False, pad_edge=False)
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        table.add_column("meaning")
-        for name, document in result.scores.items():
-            table.add_row(name, f"{headline(document):.4g}", METRICS[name].compares if name in METRICS else "")
+        for column in ("score", "samples", "real, held out", "noise"):
+            table.add_column(column, justify="left" if column == "score" else "right")
+        for row in score_rows(result.scores):
+            table.add_row(row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))
         console.print(table)
 
 

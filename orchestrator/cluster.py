@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import ray
@@ -18,13 +19,15 @@ QUIET_ENV = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "GOMP_SPINCOUNT": "1000",  # threads that wait for each other must not burn the core that another process needs
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # S3 servers other than AWS refuse the newer default
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
 """Set for the driver unless the environment has them; Ray hands its own on to the workers."""
 
-_PASSED_ON = ("AWS_", "EBM_", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")
+WORKER_ENV = {"GOMP_SPINCOUNT": "1000"}
+"""Threads that wait for each other soon sleep: spinning ones stall a step many times over where another process needs
+the cores (measured on two cores for the digits step: 76 ms alone and 290 to 500 ms beside a busy process by default;
+94 and 220 ms so; 168 and 144 ms with OMP_WAIT_POLICY=passive)."""
 
 
 class ClusterError(EbmError):
@@ -62,7 +65,7 @@ def _find_address(named: str | None) -> str | None:
         return found
     if named is None:
         return None  # the file that `ray start` wrote outlived its cluster
-    raise ClusterError(f"no Ray answers at {found}; start one with `ray start --head`, or leave out --address")
+    raise ClusterError(f"no Ray answers at {named}; start one with `ray start --head`, or leave out --address")
 
 
 def _answers(address: str) -> bool:
@@ -75,9 +78,6 @@ def _answers(address: str) -> bool:
 
 
 def _init(**kwargs: Any) -> None:
-    env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        kwargs["runtime_env"] = {"env_vars": env} if env else None
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **kwargs)
@@ -90,6 +90,17 @@ def _init(**kwargs: Any) -> None:
 def _first_line(why: BaseException) -> str:
     lines = [line.strip() for line in str(why).splitlines() if line.strip()]
     return lines[0] if lines else type(why).__name__
+
+
+def storage_environment() -> dict[str, str]:
+    """What boto3 reads from the environment: it travels with the job's data, for Ray shows its own settings to all."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def adopt(environment: Mapping[str, str]) -> None:
+    """Take over the driver's variables in a worker; what the worker's own machine sets stays."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
 
 
 def worker_resources(job: JobConfig) -> dict[str, float]:
@@ -123,7 +134,7 @@ def free_cpus() -> float:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None = None):
+def ray_session(address: str | None = None) -> Iterator[None]:
     """A Ray for the length of a block; one that this process found running stays."""
     held = ray.is_initialized()
     start_ray(address)

@@ -146,6 +146,21 @@ def headline(document: Mapping[str, Any]) -> float:
     return float(document["value"])
 
 
+def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float | None, float | None, float | None]]:
+    """(what, of the samples, of real held-out images, of noise) for a table; a number alone says little."""
+    rows: list[tuple[str, float | None, float | None, float | None]] = []
+    for name, document in scores.items():
+        if name == "energy_gap":
+            columns = (document[f"energy_{which}"] for which in ("generated", "heldout", "noise"))
+            rows.append(("mean energy", *columns))
+        elif name == "classifier":
+            for key in ("mean_confidence", "class_entropy", "classes_seen"):
+                rows.append((f"classifier {key}", document[key], document["heldout"][key], document["noise"][key]))
+        else:
+            rows.append((name, headline(document), document.get("heldout"), document.get("noise")))
+    return rows
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

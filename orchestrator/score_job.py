@@ -2,13 +2,15 @@
 
 import queue
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from ebm_core.errors import EbmError
+from orchestrator.cluster import WORKER_ENV, adopt, storage_environment
 from orchestrator.config import JobConfig
 from orchestrator.runs import ema_grid_key
 from orchestrator.storage import Run, RunStore, step_name
@@ -24,9 +26,11 @@ class FetchCheckpoint:
 
     storage: str
     name: str
+    environment: Mapping[str, str] = field(repr=False)
 
     def __call__(self, step: int, folder: str) -> Path:
         """Download and verify the checkpoint of `step` into `folder`."""
+        adopt(self.environment)
         return RunStore(self.storage).run(self.name).fetch_checkpoint(step, Path(folder))
 
 
@@ -84,8 +88,8 @@ class Scorer:
     def _score(self, step: int) -> None:
         evaluation = self._job.evaluation
         if self._actor is None:
-            fetch = FetchCheckpoint(self._job.storage, str(self._job.name))
-            self._actor = evaluator_actor(num_cpus=0).remote(fetch)
+            fetch = FetchCheckpoint(self._job.storage, str(self._job.name), storage_environment())
+            self._actor = evaluator_actor(num_cpus=0).options(runtime_env={"env_vars": WORKER_ENV}).remote(fetch)
         found: Any = ray.get(
             self._actor.score.remote(
                 step, evaluation.metrics, evaluation.num_images, self._job.seed, evaluation.grid_count

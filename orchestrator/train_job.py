@@ -68,13 +68,16 @@ def run_training(
     job = resolved(job)
     check_data(job)
     store = RunStore(job.storage)
-    job, reached = claim_run(store, job, prefix or job.data.name)
-    run = store.run(str(job.name))
-    if reached is not None and reached >= job.train.num_steps:
-        return replace(_result(run, job, reached), already_finished=True)
-    display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
+    finished = finished_run(store, job)
+    if finished is not None:
+        return finished
+    store.check_writable()
     with cluster.ray_session(address):
-        return _Supervisor(job, run, display).work()
+        resources = cluster.worker_resources(job)  # a job that can never fit leaves nothing in storage
+        job, reached = claim_run(store, job, prefix or job.data.name)
+        run = store.run(str(job.name))
+        display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
+        return _Supervisor(job, run, display).work(resources)
 
 
 def resolved(job: JobConfig) -> JobConfig:
@@ -91,18 +94,26 @@ def check_data(job: JobConfig) -> None:
         num_conditions(job.data)
 
 
-def claim_run(store: RunStore, job: JobConfig, prefix: str) -> tuple[JobConfig, int | None]:
-    """The job under its name, and the step of its newest checkpoint (None: a new run). Writes config and provenance."""
-    if job.name is None:
-        return runs.create_numbered(store, job, prefix), None
+def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
+    """The result of a run of this name that has all its steps already, else None. Refuses other settings."""
+    if job.name is None or not store.run(job.name).exists():
+        return None
     run = store.run(job.name)
-    if not run.exists() and runs.create(store, job):
-        return job, None
     check_resumable(run.read_config(), job)
     reached = max(run.checkpoints(), default=0)
-    if reached < job.train.num_steps:
-        runs.update(run, job)
-    return job, reached
+    return replace(_result(run, job, reached), already_finished=True) if reached >= job.train.num_steps else None
+
+
+def claim_run(store: RunStore, job: JobConfig, prefix: str) -> tuple[JobConfig, int]:
+    """The job under its name, and the step of its newest checkpoint (0: none). Writes config and provenance."""
+    if job.name is None:
+        return runs.create_numbered(store, job, prefix), 0
+    run = store.run(job.name)
+    if not run.exists() and runs.create(store, job):
+        return job, 0
+    check_resumable(run.read_config(), job)
+    runs.update(run, job)
+    return job, max(run.checkpoints(), default=0)
 
 
 class _Supervisor:
@@ -114,8 +125,8 @@ class _Supervisor:
         self._error: EbmError | None = None
         self._step = 0
 
-    def work(self) -> RunResult:
-        resources = cluster.worker_resources(self._job)
+    def work(self, resources: dict[str, float]) -> RunResult:
+        """Train, score, and say what there is. Raises the EbmError of a worker, or TrainingError."""
         self._mailbox = cluster.open_mailbox()
         self._scorer = Scorer(self._job, self._run)
         try:
@@ -183,6 +194,7 @@ class _Supervisor:
 
     def _trainer(self, resources: dict[str, float], folder: str) -> TorchTrainer:
         launch = {"job": to_tree(self._job), "mailbox": self._mailbox, "cpus": int(resources["CPU"])}
+        launch["environment"] = cluster.storage_environment()
         return TorchTrainer(
             train_loop_per_worker,
             train_loop_config=launch,
@@ -197,6 +209,7 @@ class _Supervisor:
             run_config=RunConfig(
                 name=f"{self._job.name}-{uuid.uuid4().hex[:8]}",  # Ray resumes a name that it knows; our store decides
                 storage_path=folder,
+                worker_runtime_env={"env_vars": cluster.WORKER_ENV},
                 failure_config=FailureConfig(max_failures=0),  # restarts are ours: we tell errors apart
             ),
         )

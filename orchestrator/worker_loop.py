@@ -21,6 +21,7 @@ from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.rng import Shards, stream
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import telemetry
+from orchestrator.cluster import adopt
 from orchestrator.config import JobConfig, parse
 from orchestrator.storage import Run, RunStore, step_name
 from workers.pictures import grid_png
@@ -68,6 +69,7 @@ class Group:
 def train_loop_per_worker(launch: dict[str, Any]) -> None:
     """Restore or begin, train to the last step or until told to stop; an EbmError is posted before it is raised."""
     mailbox = launch["mailbox"]
+    adopt(launch["environment"])
     try:
         _train(parse(launch["job"]), launch, mailbox)
     except EbmError as error:
