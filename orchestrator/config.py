@@ -132,10 +132,13 @@ class JobConfig(TrainConfig):
 def _check_registered_names(job: JobConfig) -> None:
     """`data.name` and `evaluation.metrics` are keys of dictionaries that live with the code that they name."""
     from ebm_core.data import DATASETS
-    from workers.metrics import METRICS
 
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
+    if not job.evaluation.metrics:
+        return
+    from workers.metrics import METRICS  # scikit-learn takes its time
+
     for metric in job.evaluation.metrics:
         if metric not in METRICS:
             raise ConfigError(f"evaluation.metrics = {metric!r}: {_unknown(metric, METRICS)}")

@@ -26,6 +26,7 @@ from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, cluster, runs, telemetry
 from orchestrator.config import JobConfig, job_preset, override
+from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore
 from orchestrator.train_job import RunResult, resolved, run_training
 from orchestrator.worker_loop import core_config
@@ -33,9 +34,8 @@ from orchestrator.worker_loop import core_config
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.xdist_group("ray"),
-    pytest.mark.filterwarnings(
-        "ignore:.use_push_based_shuffle. is deprecated:DeprecationWarning"
-    ),  # Ray's own use of it
+    # Ray copies deprecated settings of its own.
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"),
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -50,12 +50,13 @@ TINY = [
     "train.num_steps=6",
     "checkpoint.every=3",
     "evaluation.every=0",
+    "evaluation.metrics=",
     "engine.num_threads=1",
     "cluster.cpus_per_worker=1",
 ]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def shared_ray() -> Iterator[None]:
     """One Ray for these tests, with a folder of its own, ended with them."""
     folder = tempfile.mkdtemp(prefix="ebm", dir="/tmp")  # sockets have short names only
@@ -135,6 +136,17 @@ def plain_loop(job: JobConfig, folder: Path) -> dict[str, FileEntry]:
     return {entry.name: entry for entry in describe(folder, names)}
 
 
+def store_checkpoint(run: Run, job: JobConfig, step: int, folder: Path) -> None:
+    """Commit a checkpoint of an untrained model as that of `step`."""
+    state = init_state(core_config(job))
+    state.step = step
+    manifest = checkpoint.save(state, core_config(job), folder)
+    attempt = run.new_attempt()
+    for entry in manifest.files:
+        run.put_checkpoint_file(step, attempt, folder / entry.name)
+    run.commit(step, attempt, (folder / checkpoint.MANIFEST).read_bytes())
+
+
 def test_a_stopped_and_resumed_worker_writes_what_a_plain_loop_writes(tmp_path: Path):
     train(tmp_path, "train.num_steps=3")
     first = numbers_of(stored(tmp_path))
@@ -162,9 +174,8 @@ def test_two_workers_resume_bit_identically(tmp_path: Path):
     assert {f"buffer-shard-{shard:04d}.safetensors" for shard in range(8)} < files.keys()
     assert numbers_of(once) == numbers_of(twice)
     # Both ranks' chains are in the buffer: 6 steps of 8 samples fill its 40 slots.
-    buffered = [
-        load_file(tmp_path / "a" / "step-000000006" / f"buffer-shard-{shard:04d}.safetensors") for shard in range(8)
-    ]
+    buffered = [load_file(path) for path in (tmp_path / "a" / "step-000000006").glob("buffer-shard-*")]
+    assert len(buffered) == 8
     assert all(any(tensor.any() for tensor in shard.values()) for shard in buffered)
 
 
@@ -200,14 +211,7 @@ def test_an_error_in_a_worker_is_one_line_and_status_two(
     job = tiny_job(tmp_path)
     run = stored(tmp_path)
     run.write_config(to_tree(job))
-    folder = tmp_path / "made"
-    state = init_state(core_config(job))
-    state.step = 3
-    manifest = checkpoint.save(state, core_config(job), folder)
-    attempt = run.new_attempt()
-    for entry in manifest.files:
-        run.put_checkpoint_file(3, attempt, folder / entry.name)
-    run.commit(3, attempt, (folder / checkpoint.MANIFEST).read_bytes())
+    store_checkpoint(run, job, 3, tmp_path / "made")
     (model,) = tmp_path.glob("run/checkpoints/*/*/model.safetensors")
     damaged = bytearray(model.read_bytes())
     damaged[-1] ^= 1
@@ -225,30 +229,36 @@ def test_an_error_in_a_worker_is_one_line_and_status_two(
         run.newest_sound(tmp_path / "none")
 
 
-def test_scores_and_a_grid_of_the_last_checkpoint_lie_in_storage(tmp_path: Path):
-    result, display = train(
-        tmp_path,
-        "train.num_steps=2",
-        "evaluation.every=1000",
-        "evaluation.num_images=8",
-        "evaluation.metrics=energy_gap",
-    )
-    assert display.notes[-1] == "scoring the last checkpoint"
-    assert result.scores["energy_gap"]["num_images"] == 8
-    assert result.grid is not None
-    assert stored(tmp_path).read_bytes(result.grid).startswith(b"\x89PNG")
+def scored(tmp_path: Path, metric: str, with_checkpoint: bool = True) -> tuple[Run, list[str]]:
+    """What a scorer makes of the checkpoint of step 3, and what it says."""
+    job = tiny_job(tmp_path, f"evaluation.metrics={metric}", "evaluation.num_images=8", "evaluation.every=3")
+    run = stored(tmp_path)
+    if with_checkpoint:
+        store_checkpoint(run, job, 3, tmp_path / "made")
+    scorer = Scorer(job, run)
+    scorer.offer(2)  # neither a multiple of evaluation.every nor the last
+    scorer.offer(3)
+    scorer.finish()
+    while scorer.busy():
+        time.sleep(0.05)
+    scorer.close()
+    return run, scorer.messages()
 
 
-def test_a_failing_scorer_leaves_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("orchestrator.score_job.FetchCheckpoint.__call__", _no_checkpoint)
-    result, display = train(tmp_path, "train.num_steps=2", "evaluation.every=1000")
-    assert result.step == 2
-    assert result.scores == {}
-    assert [note.rpartition("; ")[2] for note in display.notes[-2:]] == ["trying again", "giving up"]
+def test_a_scorer_stores_scores_and_a_grid_beside_the_checkpoint(tmp_path: Path):
+    run, messages = scored(tmp_path, "energy_gap")
+    assert messages == []
+    assert runs.read_scores(run, 3)["energy_gap"]["num_images"] == 8
+    grid = runs.grid_key(run, 3)
+    assert grid is not None
+    assert run.read_bytes(grid).startswith(b"\x89PNG")
 
 
-def _no_checkpoint(*_: object) -> Path:
-    raise CheckpointError("it is gone")
+def test_a_scorer_that_fails_is_tried_once_more_and_then_leaves_the_run_alone(tmp_path: Path):
+    run, said = scored(tmp_path, "energy_gap", with_checkpoint=False)
+    assert [message.rpartition("; ")[2] for message in said] == ["trying again", "giving up"]
+    assert all("scoring step 3 failed (there is no committed checkpoint" in message for message in said)
+    assert runs.read_scores(run, 3) == {}
 
 
 def test_a_terminated_job_stores_a_checkpoint_and_says_how_to_go_on(tmp_path: Path):
