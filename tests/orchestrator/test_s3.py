@@ -50,7 +50,7 @@ def run(store: S3Store) -> Run:
     return RunStore(store).run("r")
 
 
-UPLOADS = ["model.safetensors", "MANIFEST.json", "COMMITTED"]
+UPLOADS = ["model.safetensors", "COMMITTED"]
 
 
 @pytest.mark.parametrize("key", UPLOADS)
