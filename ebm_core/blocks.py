@@ -16,11 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ebm_core.config import ModelConfig
 
 Features = Float[Tensor, "b c h w"]
+NewFeatures = Float[Tensor, "b c_out h_out w_out"]
+"""Features whose width or size a layer has changed."""
+
 Code = Float[Tensor, "b m"]
 Weight = Float[Tensor, "out *fan_in"]
 Reweigh = Literal["as is", "standardize", "spectral"]
-
-INITIAL_POWER_ITERATIONS = 30
 
 
 def standardized(weight: Weight) -> Weight:
@@ -43,13 +44,17 @@ def spectral_sigma(weight: Weight, u: Float[Tensor, "out"]) -> Float[Tensor, ""]
 
 
 @torch.no_grad()
-def power_iteration(weight: Weight, u: Float[Tensor, "out"], num_iterations: int = 1) -> Float[Tensor, "out"]:
-    """A unit vector nearer to the left singular vector of W (out, fan_in) than `u` is."""
+def power_iteration(weight: Weight, u: Float[Tensor, "out"]) -> Float[Tensor, "out"]:
+    """A unit vector nearer to the first left singular vector of W (out, fan_in) than `u` is: W W^T u, normalised."""
     matrix = weight.flatten(1)
-    for _ in range(num_iterations):
-        v = F.normalize(matrix.T @ u, dim=0)
-        u = F.normalize(matrix @ v, dim=0)
-    return u
+    return F.normalize(matrix @ F.normalize(matrix.T @ u, dim=0), dim=0)
+
+
+@torch.no_grad()
+def leading_vector(weight: Weight) -> Float[Tensor, "out"]:
+    """The first left singular vector of W (out, fan_in), exactly: where the power iterations of training set out."""
+    matrix = weight.flatten(1)
+    return torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -1]
 
 
 class Conv(nn.Conv2d):
@@ -61,7 +66,7 @@ class Conv(nn.Conv2d):
         super().__init__(c_in, c_out, kernel, stride=stride, padding=(kernel - 1) // 2)
         self.reweigh = reweigh
         if reweigh == "spectral":
-            self.register_buffer("u", initial_u(self.weight))
+            self.register_buffer("u", leading_vector(self.weight))
 
     def effective_weight(self) -> Weight:
         """The weight (out in k k) that the convolution uses."""
@@ -69,7 +74,7 @@ class Conv(nn.Conv2d):
             return standardized(self.weight)
         return self.weight / spectral_sigma(self.weight, self.u) if self.reweigh == "spectral" else self.weight
 
-    def forward(self, x: Features) -> Features:
+    def forward(self, x: Features) -> NewFeatures:
         return F.conv2d(x, self.effective_weight(), self.bias, self.stride, self.padding)
 
 
@@ -82,19 +87,14 @@ class Dense(nn.Linear):
         super().__init__(c_in, c_out)
         self.spectral = spectral
         if spectral:
-            self.register_buffer("u", initial_u(self.weight))
+            self.register_buffer("u", leading_vector(self.weight))
 
     def effective_weight(self) -> Weight:
         """The weight (out in) that the map uses."""
         return self.weight / spectral_sigma(self.weight, self.u) if self.spectral else self.weight
 
-    def forward(self, x: Code) -> Code:
+    def forward(self, x: Code) -> Float[Tensor, "b n"]:
         return F.linear(x, self.effective_weight(), self.bias)
-
-
-def initial_u(weight: Weight) -> Float[Tensor, "out"]:
-    """A random unit vector after enough power iterations for a first training step."""
-    return power_iteration(weight, F.normalize(torch.randn(len(weight)), dim=0), INITIAL_POWER_ITERATIONS)
 
 
 def refresh_spectral(module: nn.Module) -> None:
@@ -163,7 +163,7 @@ class ResBlockDown(nn.Module):
         self.block = ResBlock(width, cfg, code_size)
         self.conv = Conv(width, width_out, 3, outer_reweigh(cfg))
 
-    def forward(self, x: Features, code: Code | None) -> Features:
+    def forward(self, x: Features, code: Code | None) -> NewFeatures:
         # zeros beyond the border count in the mean, as they do for the convolutions and in the published code
         return F.silu(F.avg_pool2d(self.conv(self.block(x, code)), 3, stride=2, padding=1))
 
@@ -177,7 +177,7 @@ class PlainConv(nn.Module):
         self.conv = Conv(width, width_out, kernel, inner_reweigh(cfg), stride)
         self.norm = Norm(width_out, cfg, code_size)
 
-    def forward(self, x: Features, code: Code | None) -> Features:
+    def forward(self, x: Features, code: Code | None) -> NewFeatures:
         return F.silu(self.norm(self.conv(x), code))
 
 

@@ -1,7 +1,7 @@
-"""Energies made of energies: conditions, products, mixtures and negations of concepts (Section 3.3; Du et al., 2020a).
+"""Energies made of energies: conditions, products, mixtures and negations of concepts (Section 3.3).
 
-Each function returns an `Energy`, x -> (b), that a sampler takes as it takes a model. A sum of n energies is about n times
-as steep: the published code divides the step size by n.
+Each function returns an `Energy`, x -> (b), that a sampler takes as it takes a model. A sum of n energies is about n
+times as steep as one: the published code divides the step size by n.
 """
 
 import math

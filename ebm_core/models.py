@@ -17,6 +17,8 @@ from ebm_core.blocks import (
     Code,
     Conv,
     Dense,
+    Features,
+    NewFeatures,
     PlainConv,
     ResBlock,
     ResBlockDown,
@@ -24,7 +26,7 @@ from ebm_core.blocks import (
     outer_reweigh,
     refresh_spectral,
 )
-from ebm_core.config import ModelConfig
+from ebm_core.config import ModelConfig, check_layout
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.types import Energies, ImageShape, Samples
 
@@ -180,7 +182,7 @@ def check_dtype(what: str, values: Tensor, dtype: torch.dtype) -> None:
         raise DataError(f"{what} have type {values.dtype}, this energy computes in {dtype}: convert with .to({dtype})")
 
 
-def half_resolution(x: Samples) -> Samples:
+def half_resolution(x: Features) -> NewFeatures:
     """3x3 mean at every second pixel, n x n to ceil(n / 2) (Section 2.4).
 
     Pixels beyond the border are left out of the mean, so that a constant image stays itself; the published code counts
@@ -198,18 +200,5 @@ def build_energy(cfg: ModelConfig, image_shape: ImageShape, num_conditions: int 
         raise ConfigError(f"image_shape = {image_shape!r}: must be three positive numbers (channels, height, width)")
     if num_conditions < 0:
         raise ConfigError(f"num_conditions = {num_conditions}: must not be negative")
-    num_downs = len(cfg.widths) - 1
-    if cfg.multiscale and num_downs < 3:
-        raise ConfigError(
-            f"model.widths = {cfg.widths!r}: three scales need 4 widths or more; add some or set model.multiscale=false"
-        )
-    if cfg.attention and num_downs < 2:
-        raise ConfigError(
-            f"model.widths = {cfg.widths!r}: attention needs 3 widths or more; add one or set model.attention=false"
-        )
-    if min(image_shape[1:]) >> num_downs < 1:
-        raise ConfigError(
-            f"model.widths = {cfg.widths!r}: {num_downs} down-sampling layers do not fit images of "
-            f"{image_shape[1]} x {image_shape[2]}; give fewer widths"
-        )
+    check_layout(cfg, image_shape[1], image_shape[2])
     return EnergyModel(cfg, image_shape, num_conditions)

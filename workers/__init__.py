@@ -1,1 +1,1 @@
-"""Sampling and scoring of stored checkpoints. Plain classes; Ray appears in `actor.py` alone."""
+"""Drawing samples of a trained energy and judging them: plain classes and pure functions; Ray in `actor.py` alone."""

@@ -56,10 +56,11 @@ def test_temperature_gives_the_gibbs_variance_as_the_step_goes_to_zero():
 def test_clamping_keeps_samples_in_the_data_range_and_is_optional():
     cfg = SamplerConfig(num_steps=3, noise_std=2.0, step_size=1e-6)
     x_init = torch.full((8, 1, 4, 4), 0.5)
-    clamped = sample_negatives(quadratic, x_init, cfg, rng())
+    clamped = sample_negatives(quadratic, x_init, cfg, rng(), differentiable=False)
     assert float(clamped.min()) == 0
     assert float(clamped.max()) == 1
-    free = sample_negatives(quadratic, x_init, SamplerConfig(num_steps=3, noise_std=2.0, clamp=False), rng())
+    cfg = SamplerConfig(num_steps=3, noise_std=2.0, clamp=False)
+    free = sample_negatives(quadratic, x_init, cfg, rng(), differentiable=False)
     assert float(free.abs().max()) > 1
 
 

@@ -1,0 +1,40 @@
+# Every target makes what it needs: on a fresh machine with Python 3.11, `make demo` and `make test` are all there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-s3 check clean
+.DELETE_ON_ERROR:
+
+# The environment, once for running and once more for developing; remade when its description changes.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	touch $@
+
+# Train the digits preset on this machine, score it, and say where the pictures are.
+demo: $(VENV)/installed
+	$(BIN)/ebm train digits
+
+# The whole suite. It fails if fewer tests are collected than tests/floor.txt says.
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3" --floor $(TEST_ARGS)
+
+# The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
+test-s3: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python bash tests/s3/run.sh
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,224 @@
+"""The command `ebm`. Heavy imports happen inside the commands, so that `ebm --help` answers at once."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="ebm",
+    help="Train, sample and score energy-based models (improved contrastive divergence) on PyTorch and Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Get data sets, and check the files of one.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads this form)
+    typer.Argument(
+        metavar="[PATH=VALUE]...", help="Settings such as train.num_steps=1000; `ebm config PRESET` lists all."
+    ),
+]
+Preset = Annotated[str, typer.Argument(metavar="PRESET", help="digits, mnist, fashion_mnist, cifar10, celeba_hq, ...")]
+Address = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Ray to join (HOST:PORT). Default: RAY_ADDRESS, else what `ray start` left here, else a local Ray."
+    ),
+]
+
+
+@app.command()
+def train(preset: Preset, settings: Settings = None, address: Address = None) -> None:
+    """Train PRESET; a run of the same name= goes on from its newest checkpoint.
+
+    Example: ebm train digits train.num_steps=500 name=first
+    """
+    from orchestrator.config import job_preset, override
+
+    job = override(job_preset(preset), settings or [])
+    from orchestrator.progress import open_display
+    from orchestrator.train_job import run_training
+
+    result = run_training(job, prefix=preset, address=address, display=open_display(job.train.num_steps))
+    _show_result(result)
+    if result.stopped_by is not None:
+        again = " ".join(word for word in settings or [] if not word.startswith("name="))
+        print(f"stopped at step {result.step} of {result.num_steps}; go on with:", file=sys.stderr)
+        print(f"  ebm train {preset} name={result.name} {again}".rstrip(), file=sys.stderr)
+        raise typer.Exit(128 + result.stopped_by)
+
+
+def _show_result(result: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from orchestrator.runs import score_rows
+
+    console = Console(soft_wrap=True, highlight=False)
+    if result.already_finished:
+        console.print(f"run {result.name} is finished: it has all {result.num_steps} steps", markup=False)
+    console.print(f"run   {result.uri}", markup=False)
+    if result.grid:
+        console.print(f"grid  {result.uri}/{result.grid}", markup=False)
+    if result.scores:
+        table = Table(title=f"scores at step {result.step}", title_justify="left", show_edge=False, pad_edge=False)
+        for column in ("score", "samples", "real, held out", "noise"):
+            table.add_column(column, justify="left" if column == "score" else "right")
+        for row in score_rows(result.scores):
+            table.add_row(row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))
+        console.print(table)
+
+
+@app.command()
+def config(
+    preset: Preset,
+    settings: Settings = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the resolved settings of PRESET and exit."""
+    import json
+
+    from ebm_core.config import to_tree
+    from orchestrator.config import describe, job_preset, override
+
+    job = override(job_preset(preset), settings or [])
+    print(json.dumps(to_tree(job), indent=2, ensure_ascii=False) if json_ else describe(job))
+
+
+@app.command()
+def sample(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
+    ],
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images.")] = 64,
+    out: Annotated[Optional[Path], typer.Option(help="PNG file to write. Default: <run>-<step>.png here.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(min=0, help="Samples of one seed are the same each time.")] = 0,
+    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Langevin steps. Default: sampler.generate_steps.")] = None,
+    storage: Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")] = "./runs",
+) -> None:
+    """Draw images from the averaged (EMA) model of a stored run."""
+    from orchestrator.sample import draw_grid
+
+    print(draw_grid(run, storage=storage, count=count, out=out, seed=seed, step=checkpoint, num_steps=steps))
+
+
+@app.command()
+def runs(storage: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix.")] = "./runs") -> None:
+    """List what is stored."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from orchestrator.runs import summaries
+    from orchestrator.storage import RunStore
+    from orchestrator.telemetry import number
+
+    found = summaries(RunStore(storage))
+    if not found:
+        print(f"no runs in {storage}; `ebm train digits` makes one")
+        return
+    table = Table(show_edge=False, pad_edge=False)
+    for column in ("run", "data", "step", "state", "energy gap", "scores", "modified"):
+        table.add_column(column, justify="right" if column in ("step", "energy gap") else "left", overflow="fold")
+    for line in found:
+        scores = "  ".join(f"{name} {number(value)}" for name, value in line.scores.items())
+        modified = line.modified.astimezone().strftime("%Y-%m-%d %H:%M") if line.modified else "-"
+        steps = f"{line.step}/{line.num_steps}"
+        table.add_row(line.name, line.data, steps, line.state, number(line.energy_gap), scores or "-", modified)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@app.command()
+def doctor(storage: Annotated[str, typer.Option(help="Storage to try.")] = "./runs") -> None:
+    """Say what of the environment is missing or unsafe, with its remedy. Exit status 1 if something must be mended."""
+    from orchestrator.doctor import examine
+
+    failed = 0
+    colors = {"OK": typer.colors.GREEN, "WARN": typer.colors.YELLOW, "FAIL": typer.colors.RED}
+    for finding in examine(storage):
+        typer.echo(f"{typer.style(f'{finding.state:<4}', fg=colors[finding.state])}  {finding.what}")
+        if finding.remedy:
+            typer.echo(f"      {finding.remedy}")
+        failed += finding.state == "FAIL"
+    if failed:
+        raise typer.Exit(1)
+
+
+@data_app.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set such as cifar10.")],
+    settings: Annotated[Optional[list[str]], typer.Argument(metavar="[data.root=FOLDER]")] = None,  # noqa: UP045
+) -> None:
+    """Download a data set through torchvision into data.root, in the layout that training reads."""
+    from ebm_core.data import download
+
+    job = _data_job(name, settings)
+    download(job.data.name, job.data.root)
+    print(f"{name} is in {Path(job.data.root).absolute()}")
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset or a data set such as cifar10.")],
+    settings: Settings = None,
+) -> None:
+    """Read a data set and say what is in it."""
+    from ebm_core.data import check_files, load
+
+    cfg = _data_job(name, settings).data
+    check_files(cfg)
+    for split in ("train", "test"):
+        images = load(cfg, split)
+        channels, height, width = images.image_shape
+        print(f"{name} {split}: {len(images)} images of {channels} x {height} x {width}")
+
+
+def _data_job(name: str, settings: list[str] | None) -> Any:
+    """The preset of that name, or the default job with that data set."""
+    from ebm_core.presets import PRESETS
+    from orchestrator.config import JobConfig, job_preset, override
+
+    job = job_preset(name) if name in PRESETS else override(JobConfig(), [f"data.name={name}"])
+    return override(job, settings or [])
+
+
+def main() -> None:
+    """Entry point of `ebm`: an EbmError is one line and exit status 2 (3: diverged), never a traceback."""
+    for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+        os.environ.setdefault(name, "when_required")
+    try:
+        code = app(prog_name="ebm", standalone_mode=False)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        code = 128 + signal.SIGPIPE
+    except Exception as error:
+        code = _explain(error)
+    sys.exit(code)
+
+
+def _explain(error: Exception) -> int:
+    """Print the line that belongs to an error, and return the exit status. A fault of the program is raised again."""
+    from ebm_core.errors import DivergenceError, EbmError
+
+    if isinstance(error, EbmError):
+        print(f"ebm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 3 if isinstance(error, DivergenceError) else 2
+    if hasattr(error, "format_message"):  # the command line itself is wrong
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        if message:
+            print(f"ebm: {message.rstrip('.')}; see `ebm --help`", file=sys.stderr)
+        return 2
+    raise error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Starting or finding a Ray, quietly, and how much of it a worker gets."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import ray
+
+from ebm_core.errors import EbmError
+from orchestrator.config import JobConfig
+
+QUIET_ENV = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # ray.train.report waits for the controller's poll
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # S3 servers other than AWS refuse the newer default
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+"""Set for the driver unless the environment has them; Ray hands its own on to the workers."""
+
+WORKER_ENV = {"GOMP_SPINCOUNT": "1000"}
+"""Threads that wait for each other soon sleep: spinning ones stall a step many times over where another process needs
+the cores (measured on two cores for the digits step: 76 ms alone and 290 to 500 ms beside a busy process by default;
+94 and 220 ms so; 168 and 144 ms with OMP_WAIT_POLICY=passive)."""
+
+
+class ClusterError(EbmError):
+    """No Ray answers, or the one that does cannot hold the job."""
+
+
+def start_ray(address: str | None = None) -> bool:
+    """Connect to `address`, else to RAY_ADDRESS, else to the cluster that `ray start` left here, else start one.
+
+    Returns whether a local Ray was started (it ends with this process). Raises ClusterError when a named address
+    does not answer. A Ray that this process already holds is used as it is.
+    """
+    for name, value in QUIET_ENV.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return False
+    named = address or os.environ.get("RAY_ADDRESS") or None
+    found = _find_address(named)
+    if found is None:
+        _init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+        return True
+    _init(address=found)
+    return False
+
+
+def _find_address(named: str | None) -> str | None:
+    """host:port of the Ray to join; None when none was named and none runs here."""
+    from ray._private import services
+
+    try:
+        found = services.canonicalize_bootstrap_address(named or cast(str, None))  # None: look for one
+    except (ConnectionError, ValueError) as why:
+        raise ClusterError(f"--address {named}: {_first_line(why)}") from None
+    if found is None or "://" in found or _answers(found):
+        return found
+    if named is None:
+        return None  # the file that `ray start` wrote outlived its cluster
+    raise ClusterError(f"no Ray answers at {named}; start one with `ray start --head`, or leave out --address")
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _init(**kwargs: Any) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **kwargs)
+    except (ConnectionError, RuntimeError, ValueError) as why:
+        raise ClusterError(f"Ray could not be reached or started: {_first_line(why)}") from None
+    for name in ("ray", "ray.train", "ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _first_line(why: BaseException) -> str:
+    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
+    return lines[0] if lines else type(why).__name__
+
+
+def storage_environment() -> dict[str, str]:
+    """What boto3 reads from the environment: it travels with the job's data, for Ray shows its own settings to all."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def adopt(environment: Mapping[str, str]) -> None:
+    """Take over the driver's variables in a worker; what the worker's own machine sets stays."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
+def worker_resources(job: JobConfig) -> dict[str, float]:
+    """What each worker reserves: its CPUs (null: the largest equal share) and, with cluster.use_gpu, one GPU.
+
+    Raises ClusterError when this Ray can never hold cluster.num_workers such workers.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers, gpu = job.cluster.num_workers, 1 if job.cluster.use_gpu else 0
+
+    def fits(cpus: int) -> bool:
+        rooms = (min(n.get("CPU", 0) // cpus, n.get("GPU", 0) // gpu if gpu else workers) for n in nodes)
+        return sum(rooms) >= workers
+
+    wanted = job.cluster.cpus_per_worker
+    most = int(max((n.get("CPU", 0) for n in nodes), default=0))
+    cpus = wanted or next((c for c in range(most, 0, -1) if fits(c)), 0)
+    if cpus == 0 or not fits(cpus):
+        total = {kind: sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU")}
+        need = f"{wanted or 1} CPU{' and 1 GPU' if gpu else ''}"
+        raise ClusterError(
+            f"cluster.num_workers = {workers}: each needs {need}, this Ray has {total['CPU']:g} CPUs and "
+            f"{total['GPU']:g} GPUs on {len(nodes)} node{'s' if len(nodes) != 1 else ''}; ask for fewer or add nodes"
+        )
+    return {"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}
+
+
+def free_cpus() -> float:
+    """CPUs that nobody has reserved now."""
+    return ray.available_resources().get("CPU", 0.0)
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """A Ray for the length of a block; one that this process found running stays."""
+    held = ray.is_initialized()
+    start_ray(address)
+    try:
+        yield
+    finally:
+        if not held:
+            ray.shutdown()
+
+
+class Mailbox:
+    """What workers tell the driver, and whether the driver wants them to stop. An actor without CPUs."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, Any]] = []
+        self._stop = False
+
+    def post(self, kind: str, payload: Any) -> None:
+        """Leave a message; kinds are `started`, `row`, `note`, `checkpoint` and `error`."""
+        self._messages.append((kind, payload))
+
+    def drain(self) -> list[tuple[str, Any]]:
+        """All messages since the last call, oldest first."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def request_stop(self) -> None:
+        """Ask the workers to store a checkpoint and leave."""
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        """What rank 0 asks between steps."""
+        return self._stop
+
+
+def open_mailbox() -> Any:
+    """A Mailbox actor on the driver's node."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()

@@ -1,0 +1,307 @@
+"""The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster.
+
+`override()` is the one way in which a text such as `sampler.step_size=50` becomes a setting: the command line, resuming
+and tests all use it. A wrong path, type or range is a ConfigError of one line.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from ebm_core.config import TrainConfig, from_tree, require, to_tree
+from ebm_core.errors import ConfigError
+from ebm_core.presets import PRESETS
+
+MAY_DIFFER_ON_RESUME: tuple[str, ...] = (
+    "train.num_steps",  # may grow: the same run, trained for longer
+    "train.log_every",
+    "checkpoint",
+    "evaluation",
+    "cluster",  # whole buffer shards move between workers; bit-identity holds at an equal number of workers
+    "engine.num_threads",
+    "storage",  # a store may be mounted or moved elsewhere
+    "data.root",
+)
+"""Settings (or sections) that may change when a run of the same name goes on; every other one decides its numbers."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """How often the whole training state is stored, and how much of the past is kept."""
+
+    every: int = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = 3
+    """Newest checkpoints that stay in storage."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
+        require(
+            self.keep >= 2, "checkpoint.keep", self.keep, "must be at least 2, so that a damaged one has a stand-in"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Scores and sample grids that are made beside training."""
+
+    every: int = 0
+    """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
+    chains of sampler.generate_steps, so without a GPU it is for small models."""
+    metrics: tuple[str, ...] = ("energy_gap", "fid_small", "nearest_train")
+    """Keys of `workers.metrics.METRICS`."""
+    num_images: int = 1000
+    """Generated images per score."""
+    grid_count: int = 64
+    """Images in the sample grid."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "evaluation.every", self.every, "must not be negative (0: never)")
+        require(2 <= self.num_images <= 10**7, "evaluation.num_images", self.num_images, "must lie in 2 to 10000000")
+        require(1 <= self.grid_count <= 4096, "evaluation.grid_count", self.grid_count, "must lie in 1 to 4096")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """What the job asks of Ray."""
+
+    num_workers: int = 1
+    """Processes that share each batch; must divide train.batch_size and buffer.num_shards."""
+    use_gpu: bool = False
+    """One GPU per worker (nccl); otherwise CPUs (gloo)."""
+    cpus_per_worker: int | None = None
+    """CPUs that each worker reserves; null: an equal share of the smallest node."""
+    max_failures: int = 3
+    """Restarts after a lost worker or an unexpected error before the job gives up."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.num_workers <= 4096, "cluster.num_workers", self.num_workers, "must lie in 1 to 4096")
+        cpus = self.cpus_per_worker
+        require(cpus is None or cpus >= 1, "cluster.cpus_per_worker", cpus, "must be at least 1, or null for a share")
+        require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobConfig(TrainConfig):
+    """All settings of `ebm train`."""
+
+    name: str | None = None
+    """The run's folder in storage; null: the next free `<preset>-0001`. A name that exists is resumed."""
+    storage: str = "./runs"
+    """A folder or `s3://bucket/prefix`."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)  # zero-argument super() does not work in a dataclass with slots
+        if self.name is not None:
+            allowed = "must be 1 to 128 of the letters A-Z a-z 0-9 . _ - and not start with . or -"
+            require(_NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
+        require(
+            bool(self.storage) and "\0" not in self.storage, "storage", self.storage, "must be a folder or s3:// URI"
+        )
+        workers = self.cluster.num_workers
+        require(
+            self.buffer.num_shards % workers == 0,
+            "cluster.num_workers",
+            workers,
+            f"must divide buffer.num_shards = {self.buffer.num_shards}",
+        )
+        require(
+            self.train.batch_size % workers == 0,
+            "cluster.num_workers",
+            workers,
+            f"must divide train.batch_size = {self.train.batch_size}",
+        )
+        if self.engine.device == "cuda" and not self.cluster.use_gpu:
+            raise ConfigError("engine.device = 'cuda': needs cluster.use_gpu=true, so that Ray reserves the GPU")
+        _check_registered_names(self)
+
+
+def _check_registered_names(job: JobConfig) -> None:
+    """`data.name` and `evaluation.metrics` are keys of dictionaries that live with the code that they name."""
+    from ebm_core.data import DATASETS
+
+    if job.data.name not in DATASETS:
+        raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
+    if not job.evaluation.metrics:
+        return
+    from workers.metrics import METRICS  # scikit-learn takes its time
+
+    for metric in job.evaluation.metrics:
+        if metric not in METRICS:
+            raise ConfigError(f"evaluation.metrics = {metric!r}: {_unknown(metric, METRICS)}")
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown; known are {', '.join(names)}{hint}"
+
+
+def job_preset(name: str) -> JobConfig:
+    """The preset of that name with the job's defaults; ConfigError names the known ones."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r}: {_unknown(name, PRESETS)}")
+    train = PRESETS[name]()
+    values = {f.name: getattr(train, f.name) for f in dataclasses.fields(TrainConfig)}
+    if name == "digits":  # labelled, small: a classifier trained on the real digits can judge the samples
+        metrics = (*EvaluationConfig().metrics, "classifier")
+        return JobConfig(**values, evaluation=EvaluationConfig(every=500, metrics=metrics, num_images=512))
+    return JobConfig(**values)
+
+
+def parse(tree: Mapping[str, Any]) -> JobConfig:
+    """The job that `to_tree` wrote, with every check again."""
+    return from_tree(JobConfig, tree)
+
+
+def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
+    """`job` with `PATH=VALUE` settings applied in order; the last of equal paths wins.
+
+    A list is written `32,64` or as JSON `[32, 64]`, an absent value `null`.
+    """
+    tree = to_tree(job)
+    hints = dict(_leaves(JobConfig))
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"setting {setting!r}: write it as PATH=VALUE, such as train.num_steps=1000")
+        if path not in hints:
+            raise ConfigError(_unknown_path(path, hints))
+        *sections, leaf = path.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch[section]
+        branch[leaf] = _typed(hints[path], text, path)
+    return parse(tree)
+
+
+def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, type) of every setting below a config class."""
+    for name, hint in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _leaves(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def _unknown_path(path: str, known: Iterable[str]) -> str:
+    names = list(known)
+    inside = [name for name in names if name.startswith(f"{path}.")]
+    if inside:
+        return f"setting {path!r} is a section: set one of {', '.join(inside)}"
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, path, name).ratio()
+        last = difflib.SequenceMatcher(None, path.rpartition(".")[2], name.rpartition(".")[2]).ratio()
+        return whole + last
+
+    return f"unknown setting {path!r}: did you mean {max(names, key=likeness)}?"
+
+
+def _typed(hint: Any, text: str, path: str) -> Any:
+    """The value that `text` stands for, as JSON would hold it."""
+    inner = hint
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        if text == "null":
+            return None
+        inner = next(a for a in get_args(hint) if a is not type(None))
+    try:
+        return _value(inner, text)
+    except (ValidationError, ValueError):
+        raise ConfigError(f"{path} = {_shortened(text)!r}: must be {_allowed(hint)}") from None
+
+
+def _value(hint: Any, text: str) -> Any:
+    if hint is bool:
+        if text not in ("true", "false"):
+            raise ValueError(text)
+        return text == "true"
+    if get_origin(hint) is tuple:
+        if text.startswith("["):
+            return list(TypeAdapter(hint).validate_json(text, strict=True))
+        item = get_args(hint)[0]
+        values = [_value(item, part.strip()) for part in text.split(",")] if text else []
+        return list(TypeAdapter(hint).validate_python(tuple(values), strict=True))
+    return TypeAdapter(hint).validate_strings(text)
+
+
+def _allowed(hint: Any) -> str:
+    """What a setting of this type may be, in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return f"{_allowed(next(a for a in args if a is not type(None)))}, or null"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is tuple:
+        item = {int: "whole numbers", float: "numbers"}.get(args[0], "names")
+        count = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"{count}{item} separated by commas"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings as {dotted path: value}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differences(a_tree: Mapping[str, Any], b_tree: Mapping[str, Any]) -> list[str]:
+    """Dotted paths at which two trees differ, sorted."""
+    a, b = flatten(a_tree), flatten(b_tree)
+    absent = object()
+    return sorted(path for path in a.keys() | b.keys() if a.get(path, absent) != b.get(path, absent))
+
+
+def check_resumable(stored: Mapping[str, Any], job: JobConfig) -> None:
+    """Refuse to go on with a run whose numbers other settings made; the message shows old and new values."""
+    wanted = to_tree(job)
+    changed = [p for p in differences(stored, wanted) if not _may_differ(p)]
+    old, new = flatten(stored), flatten(wanted)
+    if changed:
+        shown = "; ".join(f"{p} was {old.get(p)!r}, now {new.get(p)!r}" for p in changed)
+        raise ConfigError(
+            f"run {job.name!r} exists with other settings: {shown}. Use another name= or the old settings"
+        )
+
+
+def _may_differ(path: str) -> bool:
+    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in MAY_DIFFER_ON_RESUME)
+
+
+def describe(job: JobConfig) -> str:
+    """The resolved settings as indented `name: value` lines; values are JSON, so that they can be pasted back."""
+    lines: list[str] = []
+
+    def section(tree: Mapping[str, Any], indent: str) -> None:
+        for name, value in tree.items():
+            if isinstance(value, Mapping):
+                lines.append(f"{indent}{name}:")
+                section(value, indent + "  ")
+            else:
+                lines.append(f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}")
+
+    section(to_tree(job), "")
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""What is stored about runs: settings, origin, rows, scores and pictures, and the keys under which they lie."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from ebm_core.config import to_tree
+from ebm_core.data import load
+from orchestrator import telemetry
+from orchestrator.config import JobConfig
+from orchestrator.storage import ObjectMissing, Run, RunStore, StorageError, step_name
+
+CONFIG, PROVENANCE = "config.json", "provenance.json"
+
+_SECRET = re.compile(r"(?i)(token|secret|password|credential|access_?key)[^=\s]*=\S+")
+_USER_INFO = re.compile(r"://[^/@\s]+@")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A line of `ebm runs`."""
+
+    name: str
+    data: str
+    step: int
+    num_steps: int
+    state: str
+    """`finished`, `diverged`, `unfinished` or `damaged` (its config.json cannot be read)."""
+    energy_gap: float | None
+    scores: dict[str, float]
+    modified: datetime | None
+
+
+def create(store: RunStore, job: JobConfig) -> bool:
+    """Write config.json of a new run, unless another process has; then its provenance. False: the run exists."""
+    run = store.run(str(job.name))
+    document = json.dumps(to_tree(job), indent=2) + "\n"
+    origin = provenance(job)  # reads the data: unreadable files leave no run behind
+    if not store.objects.create(f"{run.name}/{CONFIG}", document.encode()):
+        return False
+    run.write_json(PROVENANCE, {"launches": [origin]})
+    return True
+
+
+def create_numbered(store: RunStore, job: JobConfig, prefix: str) -> JobConfig:
+    """The job under the next free name `<prefix>-0001`, created in storage; racing processes get different names."""
+    taken = re.compile(re.escape(prefix) + r"-(\d{4,})")
+    numbers = [int(m[1]) for m in map(taken.fullmatch, store.runs()) if m]
+    number = max(numbers, default=0) + 1
+    while True:
+        named = replace(job, name=f"{prefix}-{number:04d}")
+        if create(store, named):
+            return named
+        number += 1
+
+
+def update(run: Run, job: JobConfig) -> None:
+    """Store the settings that a resumed run goes on with, and add the launch to its provenance."""
+    origin = provenance(job)
+    run.write_config(to_tree(job))
+    try:
+        before = run.read_json(PROVENANCE)["launches"]
+    except (ObjectMissing, KeyError, TypeError):
+        before = []  # killed before it was written
+    run.write_json(PROVENANCE, {"launches": [*before, origin]})
+
+
+def read_metrics(run: Run) -> pa.Table:
+    """Every logged row of the run, by step."""
+    return telemetry.read_parts(run.read_bytes(key) for key in _parts(run))
+
+
+def read_scores(run: Run, step: int) -> dict[str, dict[str, Any]]:
+    """{metric: score document} of a step; empty when it was not scored."""
+    keys = [info.key for info in run.list(f"evaluations/{step_name(step)}/") if info.key.endswith(".json")]
+    return {key.rpartition("/")[2].removesuffix(".json"): run.read_json(key) for key in keys}
+
+
+def ema_grid_key(step: int) -> str:
+    """Key of the grid that the averaged model draws from noise; `samples/step-….png` holds the chains of training."""
+    return f"samples/{step_name(step)}-ema.png"
+
+
+def grid_key(run: Run, step: int) -> str | None:
+    """Key of the step's best sample grid: the averaged model's, else that of the chains of training, else None."""
+    kept = {info.key for info in run.list(f"samples/{step_name(step)}")}
+    return next((key for key in (ema_grid_key(step), f"samples/{step_name(step)}.png") if key in kept), None)
+
+
+def _parts(run: Run) -> list[str]:
+    keys = (info.key for info in run.list("metrics/"))
+    return sorted(key for key in keys if telemetry.part_steps(key.removeprefix("metrics/")))
+
+
+def provenance(job: JobConfig) -> dict[str, Any]:
+    """Where the numbers of a launch come from: versions, machine, data, command (with secrets blotted out)."""
+    packages = ("torch", "torchvision", "ray", "numpy", "safetensors", "pyarrow", "scikit-learn", "confab-ebm")
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [without_secrets(word) for word in sys.argv],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+        "hardware": _hardware(),
+        "data": {"name": job.data.name, "fingerprint": load(job.data, "train").fingerprint()},
+    }
+
+
+def without_secrets(word: str) -> str:
+    """A word of a command line whose password, token or key is replaced by ***."""
+    return _USER_INFO.sub("://***@", _SECRET.sub(lambda m: f"{m[0].partition('=')[0]}=***", word))
+
+
+def summaries(store: RunStore) -> list[RunSummary]:
+    """All runs of a store, by name."""
+    return [_summary(store, name) for name in sorted(store.runs())]
+
+
+def _summary(store: RunStore, name: str) -> RunSummary:
+    run = store.run(name)
+    try:
+        tree = run.read_config()
+        data, num_steps = str(tree["data"]["name"]), int(tree["train"]["num_steps"])
+    except (StorageError, KeyError, TypeError, ValueError):
+        return RunSummary(name, "?", 0, 0, "damaged", None, {}, None)
+    step = max(run.checkpoints(), default=0)
+    parts = _parts(run)
+    rows = telemetry.read_parts([run.read_bytes(parts[-1])] if parts else [])
+    gap = rows["energy_gap"][-1].as_py() if rows.num_rows else None
+    diverged = any(True for _ in run.list("diverged/"))
+    state = "finished" if step >= num_steps else "diverged" if diverged else "unfinished"
+    scores = {metric: headline(document) for metric, document in read_scores(run, step).items()}
+    modified = max((info.modified for info in run.list()), default=None)
+    return RunSummary(name, data, step, num_steps, state, gap, scores, modified)
+
+
+def headline(document: Mapping[str, Any]) -> float:
+    """The number of a score document that stands for it in a table."""
+    return float(document["value"])
+
+
+def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float | None, float | None, float | None]]:
+    """(what, of the samples, of real held-out images, of noise) for a table; a number alone says little."""
+    rows: list[tuple[str, float | None, float | None, float | None]] = []
+    for name, document in scores.items():
+        if name == "energy_gap":
+            columns = (document[f"energy_{which}"] for which in ("generated", "heldout", "noise"))
+            rows.append(("mean energy", *columns))
+        elif name == "classifier":
+            for key in ("mean_confidence", "class_entropy", "classes_seen"):
+                rows.append((f"classifier {key}", document[key], document["heldout"][key], document["noise"][key]))
+        else:
+            rows.append((name, headline(document), document.get("heldout"), document.get("noise")))
+    return rows
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}

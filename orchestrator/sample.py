@@ -1,0 +1,88 @@
+"""`ebm sample`: images from the averaged model of a stored run."""
+
+import math
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ebm_core.checkpoint import load_energy
+from ebm_core.data import condition_table, load, num_conditions
+from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.types import Pixels
+from orchestrator.storage import Run, RunStore, step_name
+from workers.generate import SHARD_SIZE, generate_shard, shard_condition
+from workers.pictures import grid_png
+
+
+def draw_grid(
+    run_name: str,
+    *,
+    storage: str = "./runs",
+    count: int = 64,
+    out: Path | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    num_steps: int | None = None,
+) -> Path:
+    """Write a PNG grid of `count` samples and return its path.
+
+    `run_name` is a name below `storage`, a folder of a run, or its URI; `step` a stored checkpoint (None: the newest
+    sound one); `num_steps` replaces sampler.generate_steps. Raises ConfigError for an unknown run, CheckpointError when
+    it has no such checkpoint.
+    """
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: the folder {out.absolute().parent} does not exist")
+    run = open_run(run_name, storage)
+    with tempfile.TemporaryDirectory(prefix="ebm-sample-") as temp:
+        found = run.newest_sound(Path(temp), _warn) if step is None else (step, run.fetch_checkpoint(step, Path(temp)))
+        if found is None:
+            raise CheckpointError(f"run {run.uri} has no checkpoint yet")
+        png = grid_png(sample_checkpoint(found[1], count, seed, num_steps))
+    path = out or Path(f"{run.name}-{step_name(found[0])}.png")
+    try:
+        path.write_bytes(png)
+    except OSError as why:
+        raise ConfigError(f"--out {path}: cannot be written: {why.strerror}") from None
+    return path
+
+
+def sample_checkpoint(folder: Path, count: int, seed: int, num_steps: int | None = None) -> Pixels:
+    """`count` images (count c h w), uint8, of a checkpoint's averaged model: the first that its scores judge.
+
+    Data files are read only by a model that is conditional on attributes, whose combinations they give.
+    """
+    model, cfg = load_energy(folder, "ema")
+    if num_steps is not None:
+        cfg = replace(cfg, sampler=replace(cfg.sampler, generate_steps=num_steps))
+    rows = None
+    if cfg.data.condition == "label":
+        rows = torch.eye(num_conditions(cfg.data))
+    elif cfg.data.condition == "attributes":
+        rows = condition_table(load(cfg.data, "train"), cfg.data)
+    shards = range(math.ceil(count / SHARD_SIZE))
+    parts = (generate_shard(model, cfg, seed=seed, shard=s, condition=shard_condition(rows, s)) for s in shards)
+    return torch.cat(list(parts))[:count]
+
+
+def open_run(where: str, storage: str) -> Run:
+    """The run of that name below `storage`, or at that folder or URI; ConfigError lists what there is."""
+    plain = where.partition("?")[0].rstrip("/")
+    if "/" in plain:
+        storage = where.partition("?")[1] + where.partition("?")[2]  # the store keeps the URI's options
+        folder, _, name = plain.rpartition("/")
+        storage = (folder or "/") + storage
+    else:
+        name = plain
+    store = RunStore(storage)
+    known = store.runs()
+    if name not in known:
+        shown = f"there are {', '.join(known[:8])}" if known else "it has no runs"
+        raise ConfigError(f"run {name!r} is not in {store.uri}: {shown}")
+    return store.run(name)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)

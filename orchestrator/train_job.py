@@ -1,0 +1,286 @@
+"""`run_training`: the driver's side of a job. It prepares the run in storage, supervises Ray Train, scores, reports.
+
+Ray Train runs `worker_loop.train_loop_per_worker`; what exists is decided by our own RunStore, never by Ray's state.
+"""
+
+import contextlib
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ebm_core.config import to_tree
+from ebm_core.data import check_files, num_conditions
+from ebm_core.errors import EbmError
+from orchestrator import cluster, runs
+from orchestrator.config import JobConfig, check_resumable
+from orchestrator.progress import Display, Silent
+from orchestrator.score_job import Scorer
+from orchestrator.storage import Run, RunStore
+from orchestrator.worker_loop import average_gradients, train_loop_per_worker
+
+__all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]
+
+COLLECTIVE_TIMEOUT_S = 600
+"""After so long without an answer from its peers a worker gives up, and the job restarts from its newest checkpoint."""
+POLL_S = 0.2
+
+
+class TrainingError(EbmError):
+    """Workers kept failing for a reason that is no EbmError."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished or interrupted run left behind."""
+
+    name: str
+    uri: str
+    step: int
+    num_steps: int
+    already_finished: bool = False
+    stopped_by: int | None = None
+    """The signal that ended it early."""
+    grid: str | None = None
+    """Key of the last sample grid, below the run."""
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Score documents of the last checkpoint by metric."""
+
+
+def run_training(
+    job: JobConfig, *, prefix: str | None = None, address: str | None = None, display: Display | None = None
+) -> RunResult:
+    """Train `job` on Ray to its last step, resuming a run of the same name, and score its checkpoints beside it.
+
+    `prefix` begins the name of a run that has none. Raises EbmError: ConfigError for settings, DataError for missing
+    images, DivergenceError when training left the stable region, TrainingError after cluster.max_failures restarts.
+    """
+    display = display or Silent()
+    job = resolved(job)
+    check_data(job)
+    store = RunStore(job.storage)
+    finished = finished_run(store, job)
+    if finished is not None:
+        return finished
+    store.check_writable()
+    with cluster.ray_session(address):
+        resources = cluster.worker_resources(job)  # a job that can never fit leaves nothing in storage
+        job, reached = claim_run(store, job, prefix or job.data.name)
+        run = store.run(str(job.name))
+        display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
+        return _Supervisor(job, run, display).work(resources)
+
+
+def resolved(job: JobConfig) -> JobConfig:
+    """The job with absolute folders (workers start elsewhere) and its device decided."""
+    data = replace(job.data, root=str(Path(job.data.root).expanduser().absolute()))
+    storage = job.storage if "://" in job.storage else str(Path(job.storage).expanduser().absolute())
+    return replace(job, data=data, storage=storage)
+
+
+def check_data(job: JobConfig) -> None:
+    """Missing files and a condition that the data cannot give are found before anything starts."""
+    check_files(job.data)
+    if job.data.condition != "none":
+        num_conditions(job.data)
+
+
+def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
+    """The result of a run of this name that has all its steps already, else None. Refuses other settings."""
+    if job.name is None or not store.run(job.name).exists():
+        return None
+    run = store.run(job.name)
+    check_resumable(run.read_config(), job)
+    reached = max(run.checkpoints(), default=0)
+    return replace(_result(run, job, reached), already_finished=True) if reached >= job.train.num_steps else None
+
+
+def claim_run(store: RunStore, job: JobConfig, prefix: str) -> tuple[JobConfig, int]:
+    """The job under its name, and the step of its newest checkpoint (0: none). Writes config and provenance."""
+    if job.name is None:
+        return runs.create_numbered(store, job, prefix), 0
+    run = store.run(job.name)
+    if not run.exists() and runs.create(store, job):
+        return job, 0
+    check_resumable(run.read_config(), job)
+    runs.update(run, job)
+    return job, max(run.checkpoints(), default=0)
+
+
+class _Supervisor:
+    """Runs `fit()` in a thread, passes on what the workers say, restarts after failures, turns signals into a stop."""
+
+    def __init__(self, job: JobConfig, run: Run, display: Display) -> None:
+        self._job, self._run, self._display = job, run, display
+        self._signal: int | None = None
+        self._error: EbmError | None = None
+        self._step = 0
+
+    def work(self, resources: dict[str, float]) -> RunResult:
+        """Train, score, and say what there is. Raises the EbmError of a worker, or TrainingError."""
+        self._mailbox = cluster.open_mailbox()
+        self._scorer = Scorer(self._job, self._run)
+        try:
+            with self._signals():
+                self._say_waiting(resources)
+                self._fit_with_restarts(resources)
+                self._finish_scoring()
+        finally:
+            self._display.close()
+            self._scorer.close()
+            ray.kill(self._mailbox)
+        return replace(_result(self._run, self._job, self._step), stopped_by=self._interrupted())
+
+    def _fit_with_restarts(self, resources: dict[str, float]) -> None:
+        """Train to the end or a stop; a lost worker costs a restart, the same error twice at one step ends the job."""
+        before = None
+        for failures in range(self._job.cluster.max_failures + 1):
+            failure = self._fit_once(resources)
+            if self._error is not None:
+                raise self._error
+            if failure is None:
+                return
+            again = (failure, self._step) == before
+            before = (failure, self._step)
+            if again or self._signal is not None or failures == self._job.cluster.max_failures:
+                times = "once" if failures == 0 else f"{failures + 1} times"
+                raise TrainingError(f"training of {self._run.name} failed {times}, the last time by {failure}")
+            self._display.note(f"lost a worker ({failure}); restarting from the newest checkpoint")
+            time.sleep(min(0.5 * 2**failures, 15.0))
+
+    def _finish_scoring(self) -> None:
+        """Wait for the scores of the checkpoints on hand, unless a signal came or comes."""
+        self._scorer.finish()
+        if self._signal is None and self._scorer.busy():
+            self._display.note("scoring the last checkpoint")
+        while self._signal is None and self._scorer.busy():
+            time.sleep(POLL_S)
+            self._read_mail()
+        self._read_mail()
+
+    def _interrupted(self) -> int | None:
+        return self._signal if self._step < self._job.train.num_steps else None
+
+    def _fit_once(self, resources: dict[str, float]) -> str | None:
+        """One `fit()`; None when the workers came to their end, otherwise a line about what went wrong."""
+        outcome: list[BaseException] = []
+        with tempfile.TemporaryDirectory(prefix="ebm-train-") as folder:
+            trainer = self._trainer(resources, folder)
+
+            def fit() -> None:
+                try:
+                    trainer.fit()
+                except BaseException as error:  # carried to the main thread, where it is judged
+                    outcome.append(error)
+
+            thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
+            thread.start()
+            while thread.is_alive():
+                thread.join(POLL_S)
+                self._read_mail()
+            self._read_mail()
+        if outcome and self._error is None:
+            self._error = _own_error(outcome[0])
+        return _one_line(outcome[0]) if outcome else None
+
+    def _trainer(self, resources: dict[str, float], folder: str) -> TorchTrainer:
+        launch = {"job": to_tree(self._job), "mailbox": self._mailbox, "cpus": int(resources["CPU"])}
+        launch["environment"] = cluster.storage_environment()
+        return TorchTrainer(
+            train_loop_per_worker,
+            train_loop_config=launch,
+            scaling_config=ScalingConfig(
+                num_workers=self._job.cluster.num_workers,
+                use_gpu=self._job.cluster.use_gpu,
+                resources_per_worker=resources,
+            ),
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if self._job.cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+            ),
+            run_config=RunConfig(
+                name=f"{self._job.name}-{uuid.uuid4().hex[:8]}",  # Ray resumes a name that it knows; our store decides
+                storage_path=folder,
+                worker_runtime_env={"env_vars": cluster.WORKER_ENV},
+                failure_config=FailureConfig(max_failures=0),  # restarts are ours: we tell errors apart
+            ),
+        )
+
+    def _read_mail(self) -> None:
+        for kind, payload in ray.get(self._mailbox.drain.remote()):
+            if kind == "row":
+                self._display.row(payload)
+            elif kind == "checkpoint":
+                self._step = payload
+                self._scorer.offer(payload)
+            elif kind == "started":
+                self._step = payload
+            elif kind == "note":
+                self._display.note(payload)
+            elif kind == "error" and self._error is None:
+                self._error = payload
+        for message in self._scorer.messages():
+            self._display.note(message)
+
+    def _say_waiting(self, resources: dict[str, float]) -> None:
+        need = resources["CPU"] * self._job.cluster.num_workers
+        free = cluster.free_cpus()
+        if free < need:
+            self._display.note(f"waiting for {need:g} CPUs: {free:g} of this Ray are free now")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for a checkpoint and an end; a second one ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _frame: Any) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+            self._mailbox.request_stop.remote()
+            threading.Thread(target=self._display.note, args=("stopping: storing a checkpoint",), daemon=True).start()
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _own_error(error: BaseException) -> EbmError | None:
+    """The EbmError among the failures of the workers, if there is one."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        inner = getattr(failure, "_base_exc", failure)
+        if isinstance(inner, EbmError):
+            return inner
+    return error if isinstance(error, EbmError) else None
+
+
+def _one_line(error: BaseException) -> str:
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    inner = getattr(failures[0], "_base_exc", failures[0])
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[0] if lines else ''}"
+
+
+def _result(run: Run, job: JobConfig, step: int) -> RunResult:
+    return RunResult(
+        name=str(job.name),
+        uri=run.uri,
+        step=step,
+        num_steps=job.train.num_steps,
+        grid=runs.grid_key(run, step),
+        scores=runs.read_scores(run, step),
+    )

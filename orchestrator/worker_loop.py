@@ -1,0 +1,209 @@
+"""What each Ray Train worker runs: an adapter between the store, the data and `train_step`. No mathematics here."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ebm_core import checkpoint
+from ebm_core.config import TrainConfig
+from ebm_core.data import labelled_batches, load
+from ebm_core.errors import DivergenceError, EbmError
+from ebm_core.manifest import describe, manifest_bytes
+from ebm_core.rng import Shards, stream
+from ebm_core.trainer import TrainState, init_state, train_step
+from orchestrator import telemetry
+from orchestrator.cluster import adopt
+from orchestrator.config import JobConfig, parse
+from orchestrator.storage import Run, RunStore, step_name
+from workers.pictures import grid_png
+
+STOP_CHECK_S = 0.5
+"""Seconds between rank 0's questions whether the driver wants to stop."""
+
+
+def average_gradients(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over the workers, in place: one flattened all-reduce for each dtype."""
+    world_size = dist.get_world_size()
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in same])
+        dist.all_reduce(flat)
+        flat /= world_size
+        for tensor, mean in zip(same, flat.split([t.numel() for t in same]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+@dataclass(frozen=True)
+class Group:
+    """This worker among the others; the exchanges are no-ops for a single worker."""
+
+    rank: int = 0
+    size: int = 1
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def all(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def train_loop_per_worker(launch: dict[str, Any]) -> None:
+    """Restore or begin, train to the last step or until told to stop; an EbmError is posted before it is raised."""
+    mailbox = launch["mailbox"]
+    adopt(launch["environment"])
+    try:
+        _train(parse(launch["job"]), launch, mailbox)
+    except EbmError as error:
+        ray.get(mailbox.post.remote("error", error))
+        raise
+
+
+def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
+    context = ray.train.get_context()
+    group = Group(context.get_world_rank(), context.get_world_size())
+    torch.set_num_threads(job.engine.num_threads or launch["cpus"])
+    cfg = core_config(job)
+    run = RunStore(job.storage).run(str(job.name))
+    data = load(cfg.data, "train")
+    state = init_state(cfg, shards=Shards.of_rank(group.rank, group.size, cfg.buffer.num_shards))
+    restore(run, state, group, lambda text: ray.get(mailbox.post.remote("note", text)))
+    if group.rank == 0:
+        drop_rows_after(run, state.step)
+        mailbox.post.remote("started", state.step)
+    loop = Loop(run, cfg, job, group, mailbox, telemetry.Recorder(state.step))
+    try:
+        for x_data, condition in labelled_batches(
+            data,
+            cfg.train.batch_size,
+            seed=state.seed,
+            start=state.step,
+            stop=cfg.train.num_steps,
+            shards=state.shards,
+            device=state.device,
+        ):
+            sync = average_gradients if group.size > 1 else None
+            terms = train_step(state, x_data, cfg, sync, condition)
+            loop.log(state.step, terms)
+            last = state.step == cfg.train.num_steps
+            stop = loop.stop_requested()
+            if last or stop or state.step % job.checkpoint.every == 0:
+                loop.save(state)
+            if stop and not last:
+                break
+    except DivergenceError:
+        loop.save_diverged(state)
+        raise
+
+
+def core_config(job: JobConfig) -> TrainConfig:
+    """The part of a job that the core knows."""
+    return TrainConfig(**{name: getattr(job, name) for name in TrainConfig.__dataclass_fields__})
+
+
+def restore(run: Run, state: TrainState, group: Group, warn: Callable[[str], None]) -> None:
+    """Put the newest sound checkpoint into `state`: rank 0 decides which, every rank downloads and verifies it."""
+    with tempfile.TemporaryDirectory(prefix="ebm-restore-") as temp:
+        found = run.newest_sound(Path(temp), warn) if group.rank == 0 else None
+        step = group.from_first(found[0] if found else None)
+        if step is not None:
+            checkpoint.load(state, found[1] if found else run.fetch_checkpoint(step, Path(temp)))
+
+
+def drop_rows_after(run: Run, step: int) -> None:
+    """Remove the parts of metrics that a lost stretch of training wrote: they will be written again."""
+    for info in list(run.list("metrics/")):
+        steps = telemetry.part_steps(info.key.removeprefix("metrics/"))
+        if steps is not None and steps[0] > step:
+            run.store.objects.delete(f"{run.name}/{info.key}")
+
+
+@dataclass
+class Loop:
+    """The duties between two steps: log, ask whether to stop, store."""
+
+    run: Run
+    cfg: TrainConfig
+    job: JobConfig
+    group: Group
+    mailbox: Any
+    recorder: telemetry.Recorder
+    asked_at: float = 0.0
+
+    def warn(self, text: str) -> None:
+        """Tell the driver of something odd that stops nothing."""
+        self.mailbox.post.remote("note", text)
+
+    def log(self, step: int, terms: dict[str, float]) -> None:
+        """Keep a row and send it to the driver (rank 0; the terms are means over the workers already)."""
+        if self.group.rank == 0 and telemetry.is_logged(step, self.cfg.train.log_every):
+            self.mailbox.post.remote("row", self.recorder.add(step, terms))
+
+    def stop_requested(self) -> bool:
+        """Whether the driver wants to stop: asked by rank 0 now and then, agreed on by all ranks."""
+        stop = False
+        if self.group.rank == 0 and time.monotonic() - self.asked_at >= STOP_CHECK_S:
+            self.asked_at = time.monotonic()
+            stop = ray.get(self.mailbox.stop_requested.remote())
+        return self.group.from_first(stop)
+
+    def save(self, state: TrainState) -> None:
+        """Store the metrics, then the checkpoint: each rank its shards, rank 0 what is shared, and the commit."""
+        self.flush_metrics()
+        attempt = self.group.from_first(self.run.new_attempt() if self.group.rank == 0 else None)
+        with tempfile.TemporaryDirectory(prefix="ebm-save-") as temp:
+            folder = Path(temp)
+            names = write_own_files(state, self.cfg, folder, self.group)
+            entries = describe(folder, names)
+            for name in names:
+                self.run.put_checkpoint_file(state.step, attempt, folder / name)
+            gathered = [entry for part in self.group.all(entries) for entry in part]
+        if self.group.rank == 0:
+            self.run.write_bytes(f"samples/{step_name(state.step)}.png", self.chain_grid(state))
+            self.run.commit(state.step, attempt, manifest_bytes(gathered, state.step))
+            self.run.retain(self.job.checkpoint.keep, self.warn)
+            ray.get(self.mailbox.post.remote("checkpoint", state.step))
+        ray.train.report({"step": state.step})  # a barrier over the ranks
+
+    def chain_grid(self, state: TrainState) -> bytes:
+        """Where training's chains have been: draws from rank 0's buffer, as a PNG. It costs no sampling."""
+        rng = stream(state.seed, state.step, "grid", device=state.device)
+        levels, _ = state.buffer.draw(self.job.evaluation.grid_count, rng)
+        return grid_png(levels.cpu())
+
+    def save_diverged(self, state: TrainState) -> None:
+        """Store what a diverged run had under `diverged/`, where nothing resumes from it."""
+        self.flush_metrics()
+        with tempfile.TemporaryDirectory(prefix="ebm-diverged-") as temp:
+            folder = Path(temp)
+            for name in write_own_files(state, self.cfg, folder, self.group):
+                self.run.write_bytes(f"diverged/{step_name(state.step)}/{name}", folder / name)
+
+    def flush_metrics(self) -> None:
+        rows = self.recorder.take()
+        if rows:
+            self.run.write_bytes(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
+
+
+def write_own_files(state: TrainState, cfg: TrainConfig, folder: Path, group: Group) -> list[str]:
+    """This rank's files of a checkpoint: its buffer shards and, for rank 0, what all ranks share."""
+    shared = checkpoint.write_shared(state, cfg, folder) if group.rank == 0 else []
+    return shared + checkpoint.write_shards(state, folder)

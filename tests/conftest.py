@@ -1,0 +1,33 @@
+"""What all tests share: the floor below which the suite must not shrink."""
+
+from pathlib import Path
+
+import pytest
+
+FLOOR = Path(__file__).with_name("floor.txt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--floor", action="store_true", help="fail if fewer tests ran than tests/floor.txt records")
+
+
+class Floor:
+    """Counts the outcomes of a whole run, also when workers of pytest-xdist execute it."""
+
+    def __init__(self) -> None:
+        self.num_passed = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.num_passed += report.when == "call" and report.passed
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        floor = int(FLOOR.read_text())
+        if exitstatus == 0 and self.num_passed < floor:
+            print(f"\nonly {self.num_passed} tests passed, tests/floor.txt records {floor}: was a test lost?")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--floor") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Floor())

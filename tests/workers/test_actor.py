@@ -1,0 +1,75 @@
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from ebm_core.checkpoint import save
+from ebm_core.config import to_tree
+from ebm_core.errors import CheckpointError
+from ebm_core.trainer import init_state
+from workers.actor import evaluator_actor
+from workers.evaluator import Evaluator
+from workers.pictures import grid_png
+
+
+@pytest.fixture
+def cluster():
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: a socket's path has at most 107 characters
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        namespace="score-actor",
+        log_to_driver=False,
+        configure_logging=False,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def two_threads():
+    """As many as the actor has: the number of threads can change the last bit of a sum."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.cluster
+def test_an_actor_scores_a_step_as_an_evaluator_here_does_and_hands_errors_over(
+    cluster, two_threads, tmp_path, make_settings
+):
+    cfg = make_settings(model={"widths": [4, 8]}, buffer={"capacity": 64}, engine={"num_threads": 1})
+    save(init_state(cfg), cfg, tmp_path / "7")
+    copies = tmp_path / "copies"
+
+    def fetch(step: int, folder: str) -> Path:
+        if not (tmp_path / str(step)).is_dir():
+            raise CheckpointError(f"step {step} is not stored")
+        copies.mkdir(exist_ok=True)
+        (copies / Path(folder).name).touch()
+        return Path(shutil.copytree(tmp_path / str(step), Path(folder) / "checkpoint"))
+
+    actor = evaluator_actor(num_cpus=2).remote(fetch, to_tree(cfg.data))
+    assert ray.get(actor.num_threads.remote()) == 2
+    found = ray.get(actor.score.remote(7, ["energy_gap", "fid_small"], 70, seed=1, grid_count=9))
+
+    here = Evaluator.from_checkpoint(tmp_path / "7")
+    assert found["scores"] == here.score(["energy_gap", "fid_small"], 70, seed=1)
+    assert found["grid_png"] == grid_png(here.grid(9, seed=1))
+    assert np.asarray(Image.open(io.BytesIO(found["grid_png"]))).std() > 0
+    (copied,) = copies.iterdir()
+    assert not (Path(tempfile.gettempdir()) / copied.name).exists()
+
+    with pytest.raises(CheckpointError, match="step 8 is not stored"):
+        ray.get(actor.score.remote(8, ["energy_gap"], 8))
+    assert ray.get(actor.num_threads.remote()) == 2  # alive after an error

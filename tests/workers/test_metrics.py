@@ -1,0 +1,144 @@
+import json
+import math
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ebm_core.errors import ConfigError, DataError
+from workers.metrics import METRICS, Reference, Shard, combine, find_metric
+
+
+def brightness(images, dataset, index) -> np.ndarray:
+    """A stand-in energy: mean level, larger for brighter images."""
+    return images.double().mean(dim=(1, 2, 3)).numpy() / 256
+
+
+@pytest.fixture(scope="module")
+def real(digits) -> Reference:
+    return Reference(*digits, brightness)
+
+
+def shard_of(images) -> Shard:
+    return Shard(images, brightness(images, None, torch.arange(len(images))))
+
+
+def result(name: str, images, real: Reference) -> dict:
+    """The whole path: shards of 50, scored, pickled, delivered backwards, merged, finished, written as JSON."""
+    metric = find_metric(name)
+    metric.prepare(real)
+    parts = [pickle.loads(pickle.dumps(metric.score(shard_of(part), real))) for part in images.split(50)]
+    values = metric.finish(combine(metric, reversed(list(enumerate(parts))), len(parts)), real)
+    return json.loads(json.dumps(values, allow_nan=False))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_order_and_repetition_of_shards_do_not_change_a_result(name, real):
+    metric = METRICS[name]
+    images = real.noise.images[:90]
+    delivered = [(i, metric.score(shard_of(part), real)) for i, part in enumerate(images.split(25))]
+    in_order = metric.finish(combine(metric, delivered, 4), real)
+    shuffled = metric.finish(combine(metric, [delivered[i] for i in (2, 0, 3, 2, 1, 0)], 4), real)
+    assert json.dumps(in_order) == json.dumps(shuffled)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_any_cut_into_shards_gives_the_score_of_the_whole(name, real):
+    metric = METRICS[name]
+    images = real.heldout.images[:90]
+    whole = metric.finish(combine(metric, [(0, metric.score(shard_of(images), real))], 1), real)["value"]
+    cut = metric.finish(
+        combine(metric, [(i, metric.score(shard_of(p), real)) for i, p in enumerate(images.split(7))], 13), real
+    )
+    assert cut["value"] == pytest.approx(whole, rel=1e-5, abs=1e-9)  # float32 convolutions differ by batch
+
+
+@pytest.mark.parametrize("shards", [[0, 2], [0, 1, 2, 3], []])
+def test_missing_and_unknown_shards_are_refused(shards):
+    with pytest.raises(DataError, match="missing or not asked for"):
+        combine(METRICS["energy_gap"], [(shard, np.zeros(2)) for shard in shards], 3)
+
+
+def test_an_unknown_metric_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="'fid'; known: energy_gap, fid_small, nearest_train, classifier"):
+        find_metric("fid")
+
+
+def test_energy_gap_is_heldout_minus_generated_with_its_rows(real):
+    images = real.train.images[:400]
+    found = result("energy_gap", images, real)
+    generated, heldout = brightness(images, None, None), real.heldout.energies
+    assert found["value"] == pytest.approx(heldout.mean() - generated.mean(), rel=1e-12)
+    assert abs(found["value"]) < 4 * found["standard_error"]  # both are real digits
+    assert found["energy_noise"] == pytest.approx(0.5, abs=0.01)
+    assert found["auroc_heldout_over_noise"] > 0.99  # digits are darker than noise, so they have less of this energy
+    assert found["auroc_heldout_over_generated"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_fid_small_is_zero_on_the_training_images_and_its_rows_are_at_equal_counts(real):
+    assert result("fid_small", real.train.images, real)["value"] < 1e-6
+    found = result("fid_small", real.heldout.images[torch.arange(200) * 297 // 200], real)
+    assert found["value"] == pytest.approx(found["heldout"], rel=1e-5)
+    assert found["reference_num_images"] == 200
+    assert found["noise"] > 20 * found["heldout"]
+
+
+def test_copies_of_training_images_are_found_and_named(real):
+    copied = result("nearest_train", real.train.images[100:150], real)
+    assert (copied["value"], copied["copied_fraction"], copied["median_distance"]) == (0, 1, 0)
+    assert copied["closest"] == {"image": 0, "train_image": 100, "distance": 0.0}
+    fresh = result("nearest_train", real.heldout.images, real)
+    assert fresh["value"] == 1
+    assert fresh["copied_fraction"] <= 0.02
+    assert result("nearest_train", real.noise.images, real)["value"] > 2
+
+
+def test_the_classifier_knows_real_digits_and_doubts_noise(real):
+    # The ten digits come equally often, so the entropy of real ones is log 10; noise is taken for a few classes.
+    found = result("classifier", real.train.images[:300], real)
+    assert found["heldout"]["accuracy"] > 0.93
+    assert 0.85 < found["heldout"]["mean_confidence"] <= found["heldout"]["accuracy"]
+    assert found["heldout"]["class_entropy"] == pytest.approx(math.log(10), abs=0.03)
+    assert found["noise"]["mean_confidence"] < 0.65
+    assert found["noise"]["class_entropy"] < 2.1
+    assert found["value"] == found["mean_confidence"] > 0.85
+    assert found["classes_seen"] == found["num_classes"] == 10
+    assert sum(found["images_per_class"]) == 300
+
+
+def test_a_large_split_is_thinned_evenly_and_energies_are_those_of_the_images_taken(digits):
+    train, heldout = digits
+    real = Reference(train, heldout, lambda images, dataset, index: index.double().numpy(), num_real=100)
+    assert real.train.index.tolist() == list(range(0, 1500, 15))
+    assert torch.equal(real.train.images, train.fetch(torch.arange(0, 1500, 15)))
+    assert real.train.labels.tolist() == train.labels[::15].tolist()
+    assert real.train.energies.tolist() == real.train.index.tolist()
+    assert len(real.heldout.images) == 100
+
+
+def test_the_named_training_image_is_numbered_in_the_whole_split(digits):
+    train, heldout = digits
+    real = Reference(train, heldout, brightness, num_real=100)
+    found = result("nearest_train", train.fetch(torch.tensor([30])), real)
+    assert found["closest"]["train_image"] == 30
+
+
+def test_classifier_refuses_data_without_labels_of_one_class_or_too_large(digits):
+    train, heldout = digits
+    with pytest.raises(DataError, match="has no labels"):
+        find_metric("classifier").prepare(Reference(replace(train, labels=None), heldout, brightness))
+    same = replace(train, labels=torch.zeros(len(train), dtype=torch.int64))
+    with pytest.raises(DataError, match="one label"):
+        find_metric("classifier").prepare(Reference(same, heldout, brightness))
+    large = replace(train.cfg, image_size=48)
+    big = [replace(d, cfg=large, read=lambda i: torch.zeros(len(i), 1, 48, 48, dtype=torch.uint8)) for d in digits]
+    with pytest.raises(DataError, match="2304 values are too large"):
+        find_metric("classifier").prepare(Reference(*big, brightness))
+
+
+def test_empty_splits_are_refused(digits):
+    train, heldout = digits
+    with pytest.raises(DataError, match="test split is empty"):
+        Reference(train, replace(heldout, num_images=0), brightness)

@@ -1,0 +1,50 @@
+"""The evaluator as a Ray actor, beside training: the only file of this package that knows Ray."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from ebm_core.config import DataConfig, from_tree
+from workers.evaluator import Evaluator
+from workers.pictures import grid_png
+
+Fetch = Callable[[int, str], Path]
+"""Brings the checkpoint of a step into the folder of that name, wherever it is stored; returns where it lies."""
+
+
+class ScoreActor:
+    """Scores checkpoints of one run by their step, one at a time."""
+
+    def __init__(self, fetch: Fetch, data: Mapping[str, Any] | None = None) -> None:
+        """data: a DataConfig as a tree, where this machine's files lie elsewhere than in training."""
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, int(cpus)))
+        self._fetch = fetch
+        self._data = None if data is None else from_tree(DataConfig, data, "data")
+
+    def score(
+        self, step: int, metrics: Sequence[str], num_images: int, seed: int = 0, grid_count: int = 64
+    ) -> dict[str, Any]:
+        """{"scores": as `Evaluator.score`, "grid_png": bytes} of the checkpoint at `step`; its local copy is removed.
+
+        Raises what `fetch` and the evaluator raise; the caller sees the same EbmError.
+        """
+        with tempfile.TemporaryDirectory(prefix="ebm-score-") as folder:
+            evaluator = Evaluator.from_checkpoint(self._fetch(step, folder), self._data)
+        return {
+            "scores": evaluator.score(metrics, num_images, seed),
+            "grid_png": grid_png(evaluator.grid(grid_count, seed)),
+        }
+
+    def num_threads(self) -> int:
+        """Threads of PyTorch's operators in this actor."""
+        return torch.get_num_threads()
+
+
+def evaluator_actor(num_cpus: float = 1, num_gpus: float = 0) -> Any:
+    """The actor class with these resources: `evaluator_actor().remote(fetch)`, then `.score.remote(step, ...)`."""
+    return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(ScoreActor)

@@ -1,0 +1,114 @@
+"""Formulas of the scores, as pure functions on arrays."""
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.metrics import roc_auc_score
+
+from ebm_core.errors import DataError
+
+CHUNK_VALUES, CHUNK_ROWS = 2**22, 1024
+"""Pixel values and images in one block of the nearest-neighbour search: 32 MiB and 8 MiB of distances in float64."""
+
+
+def energy_gap(real: Float[np.ndarray, "n"], generated: Float[np.ndarray, "m"]) -> tuple[float, float]:
+    """mean E(real) - mean E(generated), and its standard error from both samples. Near 0 when training is stable.
+
+    Energies have no unit. Raises DataError for fewer than two values on either side, or values that are not finite.
+    """
+    real, generated = _values(real, "energies of real images"), _values(generated, "energies of generated images")
+    error = np.sqrt(real.var(ddof=1) / len(real) + generated.var(ddof=1) / len(generated))
+    return float(real.mean() - generated.mean()), float(error)
+
+
+def auroc(positive: Float[np.ndarray, "n"], negative: Float[np.ndarray, "m"]) -> float:
+    """Chance that a random positive scores above a random negative, ties counting half: area under the ROC curve.
+
+    On raw float64 scores: nothing is squashed or binned. Raises DataError for empty sets or values that are not finite.
+    """
+    positive = _values(positive, "scores of positives", least=1)
+    negative = _values(negative, "scores of negatives", least=1)
+    truth = np.repeat([1, 0], [len(positive), len(negative)])
+    return float(roc_auc_score(truth, np.concatenate([positive, negative])))
+
+
+def nearest_distance(images: np.ndarray, reference: np.ndarray) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """L2 distance over all pixels from each image to the nearest reference image, and that image's index.
+
+    images (n ...), reference (m ...): of equal shape per image; uint8 levels are taken as level / 256, so distances are
+    in pixels of the [0, 1] range, and exact for uint8: an exact copy has distance 0. Ties go to the lowest index.
+    Raises DataError for an empty set or unequal shapes.
+    """
+    if images.shape[1:] != reference.shape[1:]:
+        raise DataError(f"images of shape {images.shape[1:]} against reference of {reference.shape[1:]}: must agree")
+    if not len(images) or not len(reference):
+        raise DataError(f"nearest of {len(images)} images among {len(reference)}: needs at least one of each")
+    scale = 256.0 if images.dtype == np.uint8 else 1.0
+    rows = min(CHUNK_ROWS, max(1, CHUNK_VALUES // max(1, int(np.prod(images.shape[1:])))))
+    squared, index = np.full(len(images), np.inf), np.zeros(len(images), dtype=np.int64)
+    for start in range(0, len(reference), rows):
+        block = _flat(reference[start : start + rows])
+        lengths = (block**2).sum(axis=1)
+        for first in range(0, len(images), rows):
+            part = slice(first, first + rows)
+            x = _flat(images[part])
+            between = (x**2).sum(axis=1)[:, None] - 2 * (x @ block.T) + lengths  # |x|^2 - 2 x.y + |y|^2
+            nearest = between.argmin(axis=1)
+            found = between[np.arange(len(x)), nearest]
+            closer = found < squared[part]
+            squared[part] = np.where(closer, found, squared[part])
+            index[part] = np.where(closer, nearest + start, index[part])
+    return np.sqrt(squared.clip(min=0)) / scale, index
+
+
+def memorization(generated: Float[np.ndarray, "n"], heldout: Float[np.ndarray, "m"]) -> dict[str, float]:
+    """Distances to the nearest training image: of generated images beside those of real images never trained on.
+
+    `ratio` of medians: about 1 for new images of the right kind, well below 1 for copies, above 1 for images off the
+    data. `copied_fraction`: generated images nearer to a training image than 99 % of the held-out ones are; about 0.01
+    when nothing is memorized. Raises DataError for empty sets or values that are not finite.
+    """
+    generated = _values(generated, "distances of generated images", least=1)
+    heldout = _values(heldout, "distances of held-out images", least=1)
+    middle = float(np.median(heldout))
+    if middle == 0:
+        raise DataError("most held-out images are also training images: use a split whose images were not trained on")
+    return {
+        "ratio": float(np.median(generated)) / middle,
+        "copied_fraction": float((generated < np.quantile(heldout, 0.01)).mean()),
+    }
+
+
+def classifier_scores(probabilities: Float[np.ndarray, "n k"]) -> dict[str, float | int]:
+    """What a classifier of real images makes of a set of images, from its class probabilities (n k).
+
+    `mean_confidence`: mean of the largest probability, 1/k to 1. `class_entropy`: entropy in nats of the mean
+    prediction, 0 (one class) to log k (all alike). `classes_seen`: classes that at least 1 % of the images are
+    taken for. Raises DataError unless each row is a distribution.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    if p.ndim != 2 or 0 in p.shape:
+        raise DataError(f"probabilities of shape {p.shape}: need (images, classes), at least one of each")
+    if not (np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(axis=1), 1, atol=1e-6)):
+        raise DataError("class probabilities must be finite, not negative, and sum to 1 for each image")
+    mean = p.mean(axis=0)
+    share = np.bincount(p.argmax(axis=1), minlength=p.shape[1]) / len(p)
+    return {
+        "mean_confidence": float(p.max(axis=1).mean()),
+        "class_entropy": float(-(mean[mean > 0] * np.log(mean[mean > 0])).sum()),
+        "classes_seen": int((share >= 0.01).sum()),
+    }
+
+
+def _flat(images: np.ndarray) -> Float[np.ndarray, "n p"]:
+    """One float64 row per image: holds sums of squared uint8 levels exactly."""
+    return images.reshape(len(images), -1).astype(np.float64)
+
+
+def _values(values: np.ndarray, what: str, least: int = 2) -> Float[np.ndarray, "n"]:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < least:
+        raise DataError(f"{what}: {values.size} given, need a vector of at least {least}")
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise DataError(f"{what}: {bad} of {len(values)} are not finite")
+    return values
