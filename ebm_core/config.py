@@ -74,7 +74,7 @@ class ModelConfig:
     spectral_norm: bool = False
     """Divide each weight by its largest singular value (what IGEBM needed, Fig. 9)."""
     standardize_weights: bool = True
-    """Give the convolutions inside blocks zero-mean, unit-variance filters, as the published code does."""
+    """Give the convolutions inside blocks zero-mean, unit-length filters (the published code: unit variance)."""
     attention: bool = True
     multiscale: bool = True
     """Sum energies of the full, half and quarter resolution (Section 2.4)."""
@@ -299,6 +299,24 @@ class EngineConfig:
             require(1 <= self.num_threads <= 1024, "engine.num_threads", self.num_threads, "must lie in 1 to 1024")
 
 
+def check_layout(model: ModelConfig, height: int, width: int) -> None:
+    """Refuse a network whose layers do not fit images of height x width pixels."""
+    num_downs = len(model.widths) - 1
+    if model.multiscale and num_downs < 3:
+        raise ConfigError(
+            f"model.widths = {model.widths!r}: three scales need 4 widths or more; add some or set model.multiscale=false"
+        )
+    if model.attention and num_downs < 2:
+        raise ConfigError(
+            f"model.widths = {model.widths!r}: attention needs 3 widths or more; add one or set model.attention=false"
+        )
+    if min(height, width) >> num_downs < 1:
+        raise ConfigError(
+            f"model.widths = {model.widths!r}: {num_downs} down-sampling layers do not fit images of "
+            f"{height} x {width}; give fewer widths"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """All that training needs and no cluster: what `init_state` and `train_step` take."""
@@ -316,16 +334,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "must lie in 0 to 2^63 - 1")
-        num_downs = len(self.model.widths) - 1
-        scales = 3 if self.model.multiscale else 1
-        smallest = self.data.image_size >> (scales - 1)
-        if scales == 3 and smallest < 2:
-            raise ConfigError(f"data.image_size = {self.data.image_size}: too small for model.multiscale=true")
-        if self.model.kind != "plain" and self.data.image_size >> num_downs < 1:
-            raise ConfigError(
-                f"model.widths = {self.model.widths!r}: {num_downs} down-sampling blocks do not fit "
-                f"data.image_size = {self.data.image_size}; give fewer widths"
-            )
+        check_layout(self.model, self.data.image_size, self.data.image_size)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ from ebm_core.blocks import (
     outer_reweigh,
     refresh_spectral,
 )
-from ebm_core.config import ModelConfig
+from ebm_core.config import ModelConfig, check_layout
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.types import Energies, ImageShape, Samples
 
@@ -200,18 +200,5 @@ def build_energy(cfg: ModelConfig, image_shape: ImageShape, num_conditions: int 
         raise ConfigError(f"image_shape = {image_shape!r}: must be three positive numbers (channels, height, width)")
     if num_conditions < 0:
         raise ConfigError(f"num_conditions = {num_conditions}: must not be negative")
-    num_downs = len(cfg.widths) - 1
-    if cfg.multiscale and num_downs < 3:
-        raise ConfigError(
-            f"model.widths = {cfg.widths!r}: three scales need 4 widths or more; add some or set model.multiscale=false"
-        )
-    if cfg.attention and num_downs < 2:
-        raise ConfigError(
-            f"model.widths = {cfg.widths!r}: attention needs 3 widths or more; add one or set model.attention=false"
-        )
-    if min(image_shape[1:]) >> num_downs < 1:
-        raise ConfigError(
-            f"model.widths = {cfg.widths!r}: {num_downs} down-sampling layers do not fit images of "
-            f"{image_shape[1]} x {image_shape[2]}; give fewer widths"
-        )
+    check_layout(cfg, image_shape[1], image_shape[2])
     return EnergyModel(cfg, image_shape, num_conditions)

@@ -41,7 +41,7 @@ def digits() -> TrainConfig:
         loss=LossConfig(entropy_weight=0.3),
         augment=AugmentConfig(enabled=False),
         optimizer=OptimizerConfig(lr=1e-3, ema_decay=0.99),
-        train=LoopConfig(num_steps=2000, batch_size=64),
+        train=LoopConfig(num_steps=1500, batch_size=64),
     )
 
 

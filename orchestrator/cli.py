@@ -56,12 +56,10 @@ def train(preset: Preset, settings: Settings = None, address: Address = None) ->
 
 
 def _show_result(result: Any) -> None:
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from orchestrator.runs import headline
-    from workers.metrics import METRICS
+    from orchestrator.runs import score_rows
 
     console = Console(soft_wrap=True, highlight=False)
     if result.already_finished:
@@ -70,12 +68,11 @@ def _show_result(result: Any) -> None:
     if result.grid:
         console.print(f"grid  {result.uri}/{result.grid}", markup=False)
     if result.scores:
-        table = Table(title=f"scores at step {result.step}", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        table.add_column("meaning")
-        for name, document in result.scores.items():
-            table.add_row(name, f"{headline(document):.4g}", METRICS[name].compares if name in METRICS else "")
+        table = Table(title=f"scores at step {result.step}", title_justify="left", show_edge=False, pad_edge=False)
+        for column in ("score", "samples", "real, held out", "noise"):
+            table.add_column(column, justify="left" if column == "score" else "right")
+        for row in score_rows(result.scores):
+            table.add_row(row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))
         console.print(table)
 
 

@@ -159,7 +159,7 @@ def job_preset(name: str) -> JobConfig:
     values = {f.name: getattr(train, f.name) for f in dataclasses.fields(TrainConfig)}
     if name == "digits":  # labelled, small: a classifier trained on the real digits can judge the samples
         metrics = (*EvaluationConfig().metrics, "classifier")
-        return JobConfig(**values, evaluation=EvaluationConfig(every=1000, metrics=metrics, num_images=512))
+        return JobConfig(**values, evaluation=EvaluationConfig(every=500, metrics=metrics, num_images=512))
     return JobConfig(**values)
 
 

@@ -44,9 +44,10 @@ def create(store: RunStore, job: JobConfig) -> bool:
     """Write config.json of a new run, unless another process has; then its provenance. False: the run exists."""
     run = store.run(str(job.name))
     document = json.dumps(to_tree(job), indent=2) + "\n"
+    origin = provenance(job)  # reads the data: unreadable files leave no run behind
     if not store.objects.create(f"{run.name}/{CONFIG}", document.encode()):
         return False
-    run.write_json(PROVENANCE, {"launches": [provenance(job)]})
+    run.write_json(PROVENANCE, {"launches": [origin]})
     return True
 
 
@@ -64,12 +65,13 @@ def create_numbered(store: RunStore, job: JobConfig, prefix: str) -> JobConfig:
 
 def update(run: Run, job: JobConfig) -> None:
     """Store the settings that a resumed run goes on with, and add the launch to its provenance."""
+    origin = provenance(job)
     run.write_config(to_tree(job))
     try:
         before = run.read_json(PROVENANCE)["launches"]
     except (ObjectMissing, KeyError, TypeError):
         before = []  # killed before it was written
-    run.write_json(PROVENANCE, {"launches": [*before, provenance(job)]})
+    run.write_json(PROVENANCE, {"launches": [*before, origin]})
 
 
 def read_metrics(run: Run) -> pa.Table:
@@ -144,6 +146,21 @@ def _summary(store: RunStore, name: str) -> RunSummary:
 def headline(document: Mapping[str, Any]) -> float:
     """The number of a score document that stands for it in a table."""
     return float(document["value"])
+
+
+def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float | None, float | None, float | None]]:
+    """(what, of the samples, of real held-out images, of noise) for a table; a number alone says little."""
+    rows: list[tuple[str, float | None, float | None, float | None]] = []
+    for name, document in scores.items():
+        if name == "energy_gap":
+            columns = (document[f"energy_{which}"] for which in ("generated", "heldout", "noise"))
+            rows.append(("mean energy", *columns))
+        elif name == "classifier":
+            for key in ("mean_confidence", "class_entropy", "classes_seen"):
+                rows.append((f"classifier {key}", document[key], document["heldout"][key], document["noise"][key]))
+        else:
+            rows.append((name, headline(document), document.get("heldout"), document.get("noise")))
+    return rows
 
 
 def _version(package: str) -> str | None:

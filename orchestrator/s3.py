@@ -10,7 +10,7 @@ import random
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -127,9 +127,9 @@ class S3Store:
         place = self._place(key)
         with self._explained("read", key):
             for _ in range(_DOWNLOAD_ATTEMPTS - 1):
-                with suppress(*_CUT), self._client.get_object(**place)["Body"] as body:
+                with suppress(*_CUT), closing(self._client.get_object(**place)["Body"]) as body:
                     return body.read()
-            with self._client.get_object(**place)["Body"] as body:
+            with closing(self._client.get_object(**place)["Body"]) as body:
                 return body.read()
 
     def get_file(self, key: str, path: Path) -> None:
@@ -276,7 +276,7 @@ def _answer(code: str, status: int) -> tuple[bool, str]:
     if status == 507 or "Quota" in code:
         return False, f"the server has no space left ({code}); free some or raise the quota"
     if status >= 500 or code in ("SlowDown", "RequestTimeout"):
-        return False, f"the server keeps failing (HTTP {status} {code}); try again later, or check the server"
+        return False, f"the server keeps failing (HTTP {status} {code}); try again later, or check the endpoint"
     return False, f"the server refused it (HTTP {status} {code}); check that the endpoint supports S3 uploads"
 
 

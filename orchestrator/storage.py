@@ -105,9 +105,7 @@ class Run:
         """The settings that the run was started with. Raises ObjectMissing if there is no such run."""
         tree = self.read_json("config.json")
         if not isinstance(tree, dict):
-            raise StorageError(
-                f"{self._where('config.json')} is damaged: it holds no settings; restore or delete the run"
-            )
+            raise StorageError(f"{self._where('config.json')} is damaged: no settings in it; restore or delete the run")
         return tree
 
     def write_json(self, key: str, tree: Any) -> None:

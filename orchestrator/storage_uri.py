@@ -60,7 +60,8 @@ def _open_s3(uri: str) -> ObjectStore:
     endpoint = options[0][1] if options else None
     location = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
     if endpoint is not None:
-        location += f"?endpoint_url={_require_endpoint(endpoint, 'endpoint_url')}"
+        endpoint = _require_endpoint(endpoint, "endpoint_url")
+        location += f"?endpoint_url={endpoint}"
     for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if endpoint is None and os.environ.get(variable):
             endpoint = _require_endpoint(os.environ[variable], variable)

@@ -2,35 +2,53 @@
 
 import http.client
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-import boto3
+from boto3.session import Session
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
 
 CODES = {403: "AccessDenied", 411: "MissingContentLength", 503: "ServiceUnavailable"}
 HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 
+class QuietMoto(MotoRequestHandler):
+    """Keeps one line per request out of the tests' output."""
+
+    def log(self, type: str, message: str, *args: object) -> None:
+        """Say nothing."""
+
+
 @contextmanager
 def moto_server() -> Iterator[str]:
-    """URL of an S3 server that lives in this process and forgets everything."""
-    from moto.server import ThreadedMotoServer
+    """URL of an S3 server that lives in this process and forgets everything. It checks no signatures.
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    One request at a time: moto looks for a key and stores it in two steps, and races are to have one winner.
+    """
+    moto, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def one_at_a_time(environ: dict, start_response: Callable) -> list[bytes]:
+        with lock:
+            return list(moto(environ, start_response))
+
+    server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=QuietMoto)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
     try:
-        yield f"http://{host}:{port}"
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        server.stop()
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def make_bucket(endpoint: str, bucket: str) -> None:
     """Create a bucket with the credentials of the environment."""
-    client = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    client = Session().client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket=bucket)
     client.close()
 
@@ -41,7 +59,7 @@ class Fault:
 
     kind: an HTTP status to answer; "drop" closes the connection before the server hears of it; "lose" lets the server
     act and closes the connection in place of its answer; "cut" breaks off in the middle of the answer's body; "accept"
-    answers 200 and stores nothing. times: how often; None is for ever.
+    answers 200 and stores nothing; "page" answers with a web page. times: how often; None is for ever.
     """
 
     kind: int | str
@@ -101,6 +119,8 @@ def handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif kind == "accept":
                 self.answer(200, {"ETag": '"0"'}, b"")
+            elif kind == "page":
+                self.answer(200, {"Content-Type": "text/html"}, b"<html><p>Welcome<br></html>")
             elif isinstance(kind, int):
                 error = f"<Error><Code>{CODES[kind]}</Code><Message>injected</Message></Error>"
                 self.answer(kind, {"Content-Type": "application/xml"}, error.encode())

@@ -27,7 +27,7 @@ from workers.stats import FeatureStats, frechet_distance, merge_all
 NUM_REAL = 10_000
 """Real images of a split that scores compare with; a larger split is thinned evenly."""
 
-NUM_ENERGIES = 1000
+NUM_ENERGIES = 2000
 """Of those, the images whose energy is computed: a mean needs no more, and a large net is slow on a CPU."""
 
 CLASSIFIER_VALUES = 1024

@@ -64,7 +64,7 @@ def test_a_wrong_value_is_refused_with_its_path_and_value(section, values, messa
 
 
 def test_layers_that_do_not_fit_the_image_are_refused():
-    with pytest.raises(ConfigError, match=r"model.widths = .*do not fit data.image_size = 8; give fewer widths"):
+    with pytest.raises(ConfigError, match=r"model.widths = .*do not fit images of 8 x 8; give fewer widths"):
         TrainConfig(data=DataConfig(image_size=8))
 
 
