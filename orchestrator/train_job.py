@@ -162,7 +162,6 @@ class _Supervisor:
 
     def _finish_scoring(self) -> None:
         """Wait for the scores of the checkpoints on hand, unless a signal came or comes."""
-        self._scorer.finish()
         if self._signal is None and self._scorer.busy():
             self._display.note("scoring the last checkpoint")
         while self._signal is None and self._scorer.busy():
