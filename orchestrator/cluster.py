@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import ray
@@ -34,23 +36,24 @@ class ClusterError(EbmError):
     """No Ray answers, or the one that does cannot hold the job."""
 
 
-def start_ray(address: str | None = None) -> bool:
+def start_ray(address: str | None = None, say: Callable[[str], None] = lambda _: None) -> None:
     """Connect to `address`, else to RAY_ADDRESS, else to the cluster that `ray start` left here, else start one.
 
-    Returns whether a local Ray was started (it ends with this process). Raises ClusterError when a named address
-    does not answer. A Ray that this process already holds is used as it is.
+    A Ray started here listens on loopback alone and ends with this process; one that this process already holds is
+    used as it is. `say` hears what is done. Raises ClusterError when a named address does not answer.
     """
     for name, value in QUIET_ENV.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
-        return False
+        return
     named = address or os.environ.get("RAY_ADDRESS") or None
     found = _find_address(named)
     if found is None:
+        say("starting a Ray on this machine")
         _init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
-        return True
-    _init(address=found)
-    return False
+    else:
+        say(f"joining the Ray at {found}")
+        _init(address=found)
 
 
 def _find_address(named: str | None) -> str | None:
@@ -80,11 +83,35 @@ def _answers(address: str) -> bool:
 def _init(**kwargs: Any) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **kwargs)
+        with _interrupts_wait():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **kwargs)
     except (ConnectionError, RuntimeError, ValueError) as why:
         raise ClusterError(f"Ray could not be reached or started: {_first_line(why)}") from None
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold a Ctrl-C back until Ray has started, for it crashes when interrupted; a second one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            ray.shutdown()
+            raise KeyboardInterrupt
 
 
 def _first_line(why: BaseException) -> str:
@@ -134,10 +161,10 @@ def free_cpus() -> float:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
+def ray_session(address: str | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """A Ray for the length of a block; one that this process found running stays."""
     held = ray.is_initialized()
-    start_ray(address)
+    start_ray(address, say)
     try:
         yield
     finally:

@@ -135,9 +135,7 @@ def _ray_listeners() -> Iterator[Finding]:
     """Ports of Ray processes on this machine that other machines can reach."""
     exposed = sorted(_exposed_ports(_listening("/proc/net/tcp") | _listening("/proc/net/tcp6"), _ray_sockets()))
     if exposed:
-        remedy = (
-            "start Ray with --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1, or close the ports in a firewall"
-        )
+        remedy = "only its token guards them: set RAY_AUTH_MODE=token, and let a firewall close them to other networks"
         shown = ", ".join(map(str, exposed[:8])) + (" ..." if len(exposed) > 8 else "")
         yield Finding("WARN", f"a running Ray listens beyond loopback on {len(exposed)} ports: {shown}", remedy)
     else:

@@ -4,8 +4,10 @@ import sys
 import time
 from typing import Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from orchestrator.telemetry import SHOWN, Row, line, number
 
@@ -36,8 +38,8 @@ class Lines:
 
     def _show(self) -> None:
         if self._pending is not None:
-            left = (self._num_steps - self._pending["step"]) / max(self._pending["steps_per_s"], 1e-9)
-            print(f"{line(self._pending, self._num_steps)}  {_duration(left)} left", file=self._out, flush=True)
+            left = time_left(self._pending, self._num_steps)
+            print(f"{line(self._pending, self._num_steps)}  {left} left", file=self._out, flush=True)
             self._shown_at, self._pending = time.monotonic(), None
 
     def note(self, text: str) -> None:
@@ -51,37 +53,38 @@ class Bar:
     """A progress bar with step, rate and time left, and under it the energy gap and each loss term."""
 
     def __init__(self, num_steps: int, console: Console) -> None:
-        self._progress = Progress(
+        self._bar = Progress(
             TextColumn("[bold]training"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]} left"),
             console=console,
-            transient=False,
             expand=True,
         )
-        self._terms = Progress(TextColumn("{task.description}"), console=console)
-        self._num_steps, self._console = num_steps, console
-        self._task = self._progress.add_task("training", total=num_steps, rate="starting")
-        self._line = self._terms.add_task("[dim]waiting for the first step")
-        from rich.console import Group
-        from rich.live import Live
+        self._task = self._bar.add_task("training", total=num_steps, rate="", left="")
+        self._num_steps = num_steps
+        self._terms = Text()
+        self._live = Live(get_renderable=self._view, console=console, refresh_per_second=4)
 
-        self._live = Live(Group(self._progress, self._terms), console=console, refresh_per_second=4)
-        self._live.start()
+    def _view(self) -> Group:
+        return Group(self._bar, self._terms)
 
     def row(self, row: Row) -> None:
-        rate = f"{row['steps_per_s']:.1f} steps/s"
-        self._progress.update(self._task, completed=int(row["step"]), rate=rate)
-        shown = (f"{name} [bold]{number(row[name]):<8}[/]" for name in SHOWN if name in row)
-        self._terms.update(self._line, description="  ".join(shown))
+        """Move the bar to the row's step and show its terms."""
+        self._live.start()
+        rate, left = f"{row['steps_per_s']:.1f} steps/s", time_left(row, self._num_steps)
+        self._bar.update(self._task, completed=int(row["step"]), rate=rate, left=left)
+        self._terms = Text("   ").join(
+            Text.assemble((f"{name} ", "dim"), number(row[name])) for name in SHOWN if name in row
+        )
 
     def note(self, text: str) -> None:
-        self._live.console.print(text, markup=False, highlight=False)
+        """A line above the bar, which comes with the first row."""
+        self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
+        """Leave the bar as it is."""
         self._live.stop()
 
 
@@ -100,7 +103,8 @@ def open_display(num_steps: int) -> Display:
     return Lines(num_steps, sys.stderr)
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
+def time_left(row: Row, num_steps: int) -> str:
+    """Minutes and seconds, with hours where there are any, to the last step at the row's rate."""
+    minutes, seconds = divmod(int((num_steps - row["step"]) / max(row["steps_per_s"], 1e-9)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -48,6 +48,7 @@ class Scorer:
         self._steps: queue.Queue[int | None] = queue.Queue()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._actor: Any = None
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name="ebm-scorer", daemon=True)
         self._thread.start()
 
@@ -61,15 +62,16 @@ class Scorer:
         return [self._messages.get() for _ in range(self._messages.qsize())]
 
     def busy(self) -> bool:
-        """Whether the scorer still works on what was offered before `finish`."""
-        return self._thread.is_alive()
-
-    def finish(self) -> None:
-        """No further checkpoints will come: `busy` ends when those on hand are scored."""
-        self._steps.put(None)
+        """Whether some of what was offered is not scored yet."""
+        return self._steps.unfinished_tasks > 0
 
     def close(self) -> None:
-        """End the actor, finished or not."""
+        """End the thread and the actor, finished or not."""
+        self._closed = True
+        self._steps.put(None)
+        self._end_actor()
+
+    def _end_actor(self) -> None:
         if self._actor is not None:
             ray.kill(self._actor)
             self._actor = None
@@ -81,9 +83,12 @@ class Scorer:
                     self._score(step)
                     break
                 except Exception as error:  # scoring is a guest here: whatever it does, training goes on
+                    if self._closed:
+                        return
                     again = "trying again" if attempt + 1 < ATTEMPTS else "giving up"
                     self._messages.put(f"scoring step {step} failed ({_cause(error)}); {again}")
-                    self.close()
+                    self._end_actor()
+            self._steps.task_done()
 
     def _score(self, step: int) -> None:
         evaluation = self._job.evaluation

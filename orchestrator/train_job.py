@@ -64,15 +64,18 @@ def run_training(
     `prefix` begins the name of a run that has none. Raises EbmError: ConfigError for settings, DataError for missing
     images, DivergenceError when training left the stable region, TrainingError after cluster.max_failures restarts.
     """
-    display = display or Silent()
-    job = resolved(job)
+    with contextlib.closing(display or Silent()) as shown:
+        return _run_training(resolved(job), prefix, address, shown)
+
+
+def _run_training(job: JobConfig, prefix: str | None, address: str | None, display: Display) -> RunResult:
     check_data(job)
     store = RunStore(job.storage)
     finished = finished_run(store, job)
     if finished is not None:
         return finished
     store.check_writable()
-    with cluster.ray_session(address):
+    with cluster.ray_session(address, display.note):
         resources = cluster.worker_resources(job)  # a job that can never fit leaves nothing in storage
         job, reached = claim_run(store, job, prefix or job.data.name)
         run = store.run(str(job.name))
@@ -159,7 +162,6 @@ class _Supervisor:
 
     def _finish_scoring(self) -> None:
         """Wait for the scores of the checkpoints on hand, unless a signal came or comes."""
-        self._scorer.finish()
         if self._signal is None and self._scorer.busy():
             self._display.note("scoring the last checkpoint")
         while self._signal is None and self._scorer.busy():

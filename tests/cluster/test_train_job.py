@@ -238,7 +238,6 @@ def scored(tmp_path: Path, metric: str, with_checkpoint: bool = True) -> tuple[R
     scorer = Scorer(job, run)
     scorer.offer(2)  # neither a multiple of evaluation.every nor the last
     scorer.offer(3)
-    scorer.finish()
     while scorer.busy():
         time.sleep(0.05)
     scorer.close()
