@@ -304,7 +304,8 @@ def check_layout(model: ModelConfig, height: int, width: int) -> None:
     num_downs = len(model.widths) - 1
     if model.multiscale and num_downs < 3:
         raise ConfigError(
-            f"model.widths = {model.widths!r}: three scales need 4 widths or more; add some or set model.multiscale=false"
+            f"model.widths = {model.widths!r}: three scales need 4 widths or more; "
+            "add some or set model.multiscale=false"
         )
     if model.attention and num_downs < 2:
         raise ConfigError(
