@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -81,7 +82,10 @@ def _run_training(job: JobConfig, prefix: str | None, address: str | None, displ
         job, reached = claim_run(store, job, prefix or job.data.name, origin)
         run = store.run(str(job.name))
         display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
-        return _Supervisor(job, run, display).work(resources)
+        try:
+            return _Supervisor(job, run, display).work(resources)
+        except RayError as why:
+            raise TrainingError(f"lost the Ray that trained ({_one_line(why)}); go on with name={job.name}") from None
 
 
 def resolved(job: JobConfig) -> JobConfig:
@@ -140,8 +144,9 @@ class _Supervisor:
                 self._finish_scoring()
         finally:
             self._display.close()
-            self._scorer.close()
-            ray.kill(self._mailbox)
+            with contextlib.suppress(RayError):  # gone already
+                self._scorer.close()
+                ray.kill(self._mailbox)
         return replace(_result(self._run, self._job, self._step), stopped_by=self._interrupted())
 
     def _fit_with_restarts(self, resources: dict[str, float]) -> None:
