@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import ray
+from ray.exceptions import RayActorError
 
 from ebm_core.errors import EbmError
 from orchestrator.config import JobConfig
@@ -198,8 +199,15 @@ class Mailbox:
 
 
 def open_mailbox() -> Any:
-    """A Mailbox actor on the driver's node."""
+    """A Mailbox actor on the driver's node. Raises ClusterError when it cannot live there."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    try:
+        ray.get(mailbox.drain.remote())
+    except RayActorError as why:
+        if "No module named" in str(why):
+            raise ClusterError("this Ray's nodes lack confab-ebm: install it on each and restart Ray") from None
+        raise ClusterError(f"this Ray cannot run our actors: {_first_line(why)}") from None
+    return mailbox

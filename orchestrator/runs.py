@@ -40,32 +40,34 @@ class RunSummary:
     modified: datetime | None
 
 
-def create(store: RunStore, job: JobConfig) -> bool:
+Origin = dict[str, Any]
+"""What `provenance` makes, before anything is stored."""
+
+
+def create(store: RunStore, job: JobConfig, origin: Origin) -> bool:
     """Write config.json of a new run, unless another process has; then its provenance. False: the run exists."""
     run = store.run(str(job.name))
     document = json.dumps(to_tree(job), indent=2) + "\n"
-    origin = provenance(job)  # reads the data: unreadable files leave no run behind
     if not store.objects.create(f"{run.name}/{CONFIG}", document.encode()):
         return False
     run.write_json(PROVENANCE, {"launches": [origin]})
     return True
 
 
-def create_numbered(store: RunStore, job: JobConfig, prefix: str) -> JobConfig:
+def create_numbered(store: RunStore, job: JobConfig, prefix: str, origin: Origin) -> JobConfig:
     """The job under the next free name `<prefix>-0001`, created in storage; racing processes get different names."""
     taken = re.compile(re.escape(prefix) + r"-(\d{4,})")
     numbers = [int(m[1]) for m in map(taken.fullmatch, store.runs()) if m]
     number = max(numbers, default=0) + 1
     while True:
         named = replace(job, name=f"{prefix}-{number:04d}")
-        if create(store, named):
+        if create(store, named, origin):
             return named
         number += 1
 
 
-def update(run: Run, job: JobConfig) -> None:
+def update(run: Run, job: JobConfig, origin: Origin) -> None:
     """Store the settings that a resumed run goes on with, and add the launch to its provenance."""
-    origin = provenance(job)
     run.write_config(to_tree(job))
     try:
         before = run.read_json(PROVENANCE)["launches"]
@@ -101,7 +103,7 @@ def _parts(run: Run) -> list[str]:
     return sorted(key for key in keys if telemetry.part_steps(key.removeprefix("metrics/")))
 
 
-def provenance(job: JobConfig) -> dict[str, Any]:
+def provenance(job: JobConfig) -> Origin:
     """Where the numbers of a launch come from: versions, machine, data, command (with secrets blotted out)."""
     packages = ("torch", "torchvision", "ray", "numpy", "safetensors", "pyarrow", "scikit-learn", "confab-ebm")
     return {

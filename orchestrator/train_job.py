@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -74,13 +75,17 @@ def _run_training(job: JobConfig, prefix: str | None, address: str | None, displ
     finished = finished_run(store, job)
     if finished is not None:
         return finished
+    origin = runs.provenance(job)  # reads the data: unreadable files start no Ray and leave no run behind
     store.check_writable()
     with cluster.ray_session(address, display.note):
         resources = cluster.worker_resources(job)  # a job that can never fit leaves nothing in storage
-        job, reached = claim_run(store, job, prefix or job.data.name)
+        job, reached = claim_run(store, job, prefix or job.data.name, origin)
         run = store.run(str(job.name))
         display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
-        return _Supervisor(job, run, display).work(resources)
+        try:
+            return _Supervisor(job, run, display).work(resources)
+        except RayError as why:
+            raise TrainingError(f"lost the Ray that trained ({_one_line(why)}); go on with name={job.name}") from None
 
 
 def resolved(job: JobConfig) -> JobConfig:
@@ -107,15 +112,15 @@ def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
     return replace(_result(run, job, reached), already_finished=True) if reached >= job.train.num_steps else None
 
 
-def claim_run(store: RunStore, job: JobConfig, prefix: str) -> tuple[JobConfig, int]:
+def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: runs.Origin) -> tuple[JobConfig, int]:
     """The job under its name, and the step of its newest checkpoint (0: none). Writes config and provenance."""
     if job.name is None:
-        return runs.create_numbered(store, job, prefix), 0
+        return runs.create_numbered(store, job, prefix, origin), 0
     run = store.run(job.name)
-    if not run.exists() and runs.create(store, job):
+    if not run.exists() and runs.create(store, job, origin):
         return job, 0
     check_resumable(run.read_config(), job)
-    runs.update(run, job)
+    runs.update(run, job, origin)
     return job, max(run.checkpoints(), default=0)
 
 
@@ -139,8 +144,9 @@ class _Supervisor:
                 self._finish_scoring()
         finally:
             self._display.close()
-            self._scorer.close()
-            ray.kill(self._mailbox)
+            with contextlib.suppress(RayError):  # gone already
+                self._scorer.close()
+                ray.kill(self._mailbox)
         return replace(_result(self._run, self._job, self._step), stopped_by=self._interrupted())
 
     def _fit_with_restarts(self, resources: dict[str, float]) -> None:

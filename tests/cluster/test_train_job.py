@@ -64,6 +64,7 @@ def shared_ray() -> Iterator[None]:
         for name, value in (cluster.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
         ray.init(
             address="local",
             num_cpus=2,

@@ -48,7 +48,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = RunStore(str(base / "runs"))
     for name in ("good", "bare"):
         job = override(job_preset("digits"), [*SMALL, f"name={name}", f"storage={base / 'runs'}"])
-        assert runs.create(store, job)
+        assert runs.create(store, job, {})
     for step in (1, 2):
         store_checkpoint(store, "good", core_config(job), step, base / f"files-{step}")
     return base / "runs"

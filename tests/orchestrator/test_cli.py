@@ -158,10 +158,11 @@ def test_a_fault_of_the_program_is_not_dressed_up_as_bad_input():
 def test_numbered_names_are_the_next_free_ones(tmp_path: Path):
     store = RunStore(str(tmp_path))
     job = override(job_preset("digits"), [f"storage={tmp_path}"])
-    assert [runs.create_numbered(store, job, "digits").name for _ in range(3)] == [f"digits-000{n}" for n in (1, 2, 3)]
+    names = [runs.create_numbered(store, job, "digits", {}).name for _ in range(3)]
+    assert names == ["digits-0001", "digits-0002", "digits-0003"]
     store.run("digits-0041").write_config({})
     store.run("digits-other").write_config({})
-    assert runs.create_numbered(store, job, "digits").name == "digits-0042"
+    assert runs.create_numbered(store, job, "digits", {}).name == "digits-0042"
 
 
 @pytest.mark.parametrize(
