@@ -25,7 +25,7 @@ from ebm_core.errors import EbmError
 from orchestrator import cluster, runs
 from orchestrator.config import JobConfig, check_resumable
 from orchestrator.progress import Display, Silent
-from orchestrator.score_job import Scorer
+from orchestrator.score_job import Scorer, is_scored
 from orchestrator.storage import Run, RunStore
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
 
@@ -103,13 +103,15 @@ def check_data(job: JobConfig) -> None:
 
 
 def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
-    """The result of a run of this name that has all its steps already, else None. Refuses other settings."""
+    """The result of a run of this name that has all its steps and scores, else None. Refuses other settings."""
     if job.name is None or not store.run(job.name).exists():
         return None
     run = store.run(job.name)
     check_resumable(run.read_config(), job)
     reached = max(run.checkpoints(), default=0)
-    return replace(_result(run, job, reached), already_finished=True) if reached >= job.train.num_steps else None
+    result = _result(run, job, reached)
+    lacks_scores = is_scored(reached, job) and not result.scores  # killed between the last checkpoint and its scores
+    return None if reached < job.train.num_steps or lacks_scores else replace(result, already_finished=True)
 
 
 def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: runs.Origin) -> tuple[JobConfig, int]:
@@ -231,6 +233,8 @@ class _Supervisor:
                 self._scorer.offer(payload)
             elif kind == "started":
                 self._step = payload
+                if payload >= self._job.train.num_steps:  # nothing is left to train: the scores alone were missing
+                    self._scorer.offer(payload)
             elif kind == "note":
                 self._display.note(payload)
             elif kind == "error" and self._error is None:

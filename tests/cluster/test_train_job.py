@@ -261,6 +261,18 @@ def test_a_scorer_that_fails_is_tried_once_more_and_then_leaves_the_run_alone(tm
     assert runs.read_scores(run, 3) == {}
 
 
+def test_a_finished_run_without_scores_is_scored_when_it_is_run_again(tmp_path: Path):
+    train(tmp_path, "train.num_steps=3")
+    before = files_of(stored(tmp_path), 3, tmp_path / "before")
+    again = ["train.num_steps=3", "evaluation.every=3", "evaluation.metrics=energy_gap", "evaluation.num_images=8"]
+    result, _ = train(tmp_path, *again)
+    assert not result.already_finished
+    assert result.scores["energy_gap"]["num_images"] == 8
+    assert result.grid == "samples/step-000000003-ema.png"
+    assert files_of(stored(tmp_path), 3, tmp_path / "after") == before
+    assert train(tmp_path, *again)[0].already_finished
+
+
 def test_a_terminated_job_stores_a_checkpoint_and_says_how_to_go_on(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     settings = [*TINY, f"storage={tmp_path}", "name=run", "train.num_steps=100000", "checkpoint.every=90000"]

@@ -1,0 +1,49 @@
+"""What README shows works as written."""
+
+import re
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_library_example_runs_as_written():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["state"].step == 24  # one pass over the 1,500 training digits in batches of 64
+    assert names["images"].shape == (64, 1, 8, 8)
+    assert names["terms"].keys() >= {"cd", "opt", "entropy", "l2"}
+    assert bool(torch.isfinite(names["images"]).all())
+
+
+def test_every_make_target_and_ebm_command_of_the_readme_exists():
+    targets = set(re.findall(r"^make ([a-z0-9-]+)", README, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets >= {"demo", "test"}
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    from orchestrator.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups}
+    used = set(re.findall(r"^(?:ray job submit .*-- )?ebm ([a-z]+)", README, re.MULTILINE))
+    assert used >= {"train", "runs", "sample", "config", "doctor"}
+    assert used <= known
+
+
+def test_links_and_pictures_of_the_documents_lead_somewhere():
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", document.read_text()):
+            target = link[0] or link[1]
+            assert target.startswith("http") or (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_setting_example_of_the_readme_is_accepted():
+    from orchestrator.config import job_preset, override
+
+    commands = re.findall(r"ebm (?:train|config) (\w+)((?: [\w.]+=\S+)*)", README)
+    assert len(commands) >= 4
+    for preset, settings in commands:
+        override(job_preset(preset), settings.split())
