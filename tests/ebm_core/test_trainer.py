@@ -1,16 +1,18 @@
 """The training step as a whole: exact, resumable, and the paper's."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from ebm_core.config import BufferConfig, LoopConfig, LossConfig, OptimizerConfig
+from ebm_core.config import BufferConfig, DataConfig, LoopConfig, LossConfig, OptimizerConfig
+from ebm_core.data import labelled_batches
 from ebm_core.errors import DataError, DivergenceError
 from ebm_core.losses import improved_cd_loss
 from ebm_core.rng import Shards
-from ebm_core.sampler import sample_negatives
+from ebm_core.sampler import generate, sample_negatives
 from ebm_core.trainer import chain_starts, fingerprint, init_state, past_samples, step_streams, train_step
 from tests.ebm_core.tiny import batch, tiny_config
 
@@ -165,3 +167,49 @@ def test_a_batch_of_the_wrong_shape_is_refused_before_anything_moves():
     with pytest.raises(DataError, match=r"x_data has shape \(7, 1, 8, 8\)"):
         train_step(state, torch.rand(7, 1, 8, 8), cfg)
     assert fingerprint(state) == before
+
+
+def test_a_conditional_energy_trains_and_its_chains_keep_their_conditions():
+    cfg = tiny_config(data=DataConfig(name="digits", image_size=8, channels=1, condition="label"))
+    state = init_state(cfg)
+    assert state.model.num_conditions == 10
+    for x_data, condition in labelled_batches(cfg.data, 8, seed=0, stop=4, shards=state.shards):
+        assert condition is not None
+        terms = train_step(state, x_data, cfg, condition=condition)
+        assert math.isfinite(terms["loss"])
+    held = torch.cat([state.buffer.shard_state(shard)["conditions"] for shard in state.shards])
+    assert held.shape == (32, 10)
+    assert bool((held.sum(1) == 1).all())  # one-hot rows, moved whole
+    assert len(held.argmax(1).unique()) > 3
+    images = generate(
+        state.ema, count=3, cfg=cfg.sampler, rng=torch.Generator().manual_seed(0), condition=torch.eye(10)[7]
+    )
+    assert images.shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("sampler", {"kind": "hmc", "temperature": 1e-4}),
+        ("sampler", {"backprop": "all"}),
+        ("model", {"kind": "figure11a", "norm": "layer", "standardize_weights": True}),
+        ("model", {"kind": "figure11a", "norm": "instance", "scale_mode": "paper"}),
+        ("model", {"kind": "figure11a", "norm": "none", "spectral_norm": True}),
+        ("model", {"kind": "figure11b", "norm": "group"}),
+        ("buffer", {"kind": "fifo"}),
+        ("engine", {"channels_last": True}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_every_choice_trains_and_moves_every_parameter_with_the_kl_terms(section, values):
+    cfg = tiny_config(data=DataConfig(name="digits", image_size=16, channels=1))
+    if section == "model":  # four widths: three scales and attention
+        values = {"widths": (4, 4, 8, 8), "attention": True, "multiscale": True, **values}
+    cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **values)})
+    state = init_state(cfg)
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    rows = advance(state, cfg, 3)
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    still = {name for name, p in state.model.named_parameters() if torch.equal(p, before[name])}
+    # queries and keys start to move once attention's gain has left 0
+    assert not {name for name in still if "query" not in name and "key" not in name}
