@@ -140,3 +140,11 @@ def test_streams_of_another_batch_size_are_refused():
     buffer = ReservoirBuffer(4, (1, 2, 2))
     with pytest.raises(ConfigError, match="use one batch size"):
         buffer.add(numbered(0, 3), ShardStreams((stream(0, 0, "i"),), (2,)))
+
+
+@pytest.mark.parametrize("order", [11, 12, 50, 1000])
+def test_the_ith_sample_lands_on_each_of_i_places_with_equal_odds(order):
+    # i equal strata of luck must go to the i places 0 .. i - 1, one each: those below the capacity replace a slot.
+    luck = (torch.arange(order, dtype=torch.float64) + 0.5) / order
+    places = ReservoirBuffer(10, (1, 2, 2))._slots_for(torch.full((order,), order), 10, luck)
+    assert places.tolist() == list(range(order))
