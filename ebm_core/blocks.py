@@ -133,7 +133,8 @@ class Norm(nn.Module):
     def forward(self, x: Features, code: Code | None) -> Features:
         if self.groups:
             # not F.group_norm: it refuses a batch of one 1 x 1 map, which is an ordinary input here
-            x = torch.group_norm(x, self.groups, self.weight, self.bias)
+            wide = x.to(self.weight.dtype)  # under autocast x is narrower than the weights
+            x = torch.group_norm(wide, self.groups, self.weight, self.bias).to(x.dtype)
         if self.modulation is not None and code is not None:
             gain, bias = self.modulation(code)[:, :, None, None].chunk(2, dim=1)
             x = (1 + gain) * x + bias

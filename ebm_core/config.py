@@ -292,7 +292,12 @@ class EngineConfig:
     """auto: CUDA when there is one."""
     num_threads: int | None = None
     """Threads of PyTorch's CPU operators in one worker; null: the cores that the worker was given."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: network passes in it (autocast), everything else, the update, noise and losses, in float32."""
+    compile: bool = False
+    """Compile the network passes (torch.compile): minutes once, then cached on disk. Pays for large models only."""
     channels_last: bool = False
+    """NHWC memory format for passes that are neither compiled nor in bfloat16; those always use it."""
 
     def __post_init__(self) -> None:
         if self.num_threads is not None:

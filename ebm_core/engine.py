@@ -1,10 +1,26 @@
-"""Where and how the step runs: device, threads, memory format. Never what it computes."""
+"""Where and how the step runs: device, threads, precision, memory format, compilation. Never what it computes.
+
+`Engine` holds the two faces of one energy that a training step calls: `energy`, which the parameters' gradients flow
+through, and `frozen`, the same function with theta constant, on which the 40 steps of a chain run.
+"""
+
+import copy
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from ebm_core.blocks import Conv, Dense
 from ebm_core.config import EngineConfig
 from ebm_core.errors import ConfigError
 from ebm_core.models import EnergyModel
+from ebm_core.types import Energies, Energy, Samples
 
 
 def resolve_device(cfg: EngineConfig) -> torch.device:
@@ -21,7 +37,202 @@ def set_threads(cfg: EngineConfig, default: int) -> None:
     torch.set_num_threads(cfg.num_threads or default)
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse freed activations instead of returning them to the kernel: page faults cost up to 2 x."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
+        if mallopt is not None:
+            mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD, bytes: larger blocks would be mapped afresh each time
+            mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, bytes
+
+
 def prepare(model: EnergyModel, cfg: EngineConfig) -> EnergyModel:
-    """The model on its device, in its memory format."""
-    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    return model.to(resolve_device(cfg), memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    """The model on its device, in its memory format; freed memory stays with the process."""
+    keep_freed_memory()
+    return model.to(resolve_device(cfg), memory_format=memory_format(cfg))  # pyright: ignore[reportCallIssue]
+
+
+def memory_format(cfg: EngineConfig) -> torch.memory_format:
+    """NHWC where the convolutions are fastest so: always when compiled or in bfloat16."""
+    nhwc = cfg.channels_last or cfg.compile or cfg.precision == "bfloat16"
+    return torch.channels_last if nhwc else torch.contiguous_format
+
+
+class Engine:
+    """How one worker evaluates its model. It holds no state of training: every step calls `refresh`."""
+
+    def __init__(self, model: EnergyModel, cfg: EngineConfig) -> None:
+        self.model = model
+        self.cfg = cfg
+        self.twin = frozen_twin(model, torch.bfloat16 if self._lowered else None)
+        self._functions: dict[str, Callable[..., Any]] = {}
+        if cfg.compile:
+            require_compiler(next(model.parameters()).device)
+
+    def refresh(self) -> None:
+        """Take over the model's current weights: once per training step, before the chains start."""
+        copy_effective(self.twin, self.model)
+
+    def frozen(self, x: Samples, condition: Tensor | None = None) -> Energies:
+        """E(x) with theta held constant (Eq. 5 and 6), in the engine's precision; float32 comes out."""
+        if self.cfg.compile:
+            return _Frozen.apply(self, x, condition)
+        return frozen_energies(self.twin, x, condition)
+
+    def energy(self, x: Samples, condition: Tensor | None = None) -> Energies:
+        """E_theta(x) with its graph: gradients reach theta and `x`. Compiled, it has first derivatives only."""
+        return self._function("energy", self._energy)(x, condition)
+
+    def chain_energies(self, condition: Tensor | None, backprop: Literal["last", "all"]) -> tuple[Energy, Energy]:
+        """E as a function of x alone for a training chain: one whose slope depends on theta, and one frozen.
+
+        Compiled, the slope of the first is differentiable in theta alone, which is what the last step needs; its
+        second-order pass is run when the gradient arrives, so that nothing of it is held until then.
+        """
+        theta = dict(self.model.named_parameters())
+
+        def differentiable(x: Samples) -> Energies:
+            if self.cfg.compile and backprop == "last":
+                return _Differentiable.apply(self, x, condition, *theta.values())
+            return self._energy(x, condition)
+
+        return differentiable, lambda x: self.frozen(x, condition)
+
+    def value_and_slope(self, x: Samples, condition: Tensor | None) -> tuple[Energies, Samples]:
+        """E(x) and dE/dx, theta constant."""
+        return self._function("slope", self._value_and_slope)(x, condition)
+
+    def mixed_derivative(self, x: Samples, v: Samples, condition: Tensor | None) -> tuple[Tensor, ...]:
+        """d/dtheta of <v, dE/dx>, one tensor per parameter: the second-order term of L_opt's gradient."""
+        theta = {name: p.detach() for name, p in self.model.named_parameters()}
+        slopes = self._function("mixed", self._mixed_derivative)(theta, x.detach(), v, condition)
+        return tuple(slopes.values())
+
+    def _energy(self, x: Samples, condition: Tensor | None) -> Energies:
+        with self._autocast(x):
+            return self.model(x, condition).float() if self._lowered else self.model(x, condition)
+
+    def _value_and_slope(self, x: Samples, condition: Tensor | None) -> tuple[Energies, Samples]:
+        def total(at: Samples) -> tuple[Tensor, Energies]:
+            energies = frozen_energies(self.twin, at, condition)
+            return energies.sum(), energies
+
+        slope, energies = torch.func.grad(total, has_aux=True)(x)
+        return energies, slope
+
+    def _mixed_derivative(
+        self, theta: dict[str, Tensor], x: Samples, v: Samples, condition: Tensor | None
+    ) -> dict[str, Tensor]:
+        def directional(theta: dict[str, Tensor]) -> Tensor:
+            def total(at: Samples) -> Tensor:
+                with self._autocast(at):
+                    return functional_call(self.model, theta, (at, condition)).float().sum()
+
+            return (torch.func.grad(total)(x) * v).sum()
+
+        return torch.func.grad(directional)(theta)
+
+    @property
+    def _lowered(self) -> bool:
+        return self.cfg.precision == "bfloat16"
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self._lowered)
+
+    def _function(self, name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """`plain`, compiled once if the settings say so."""
+        if not self.cfg.compile:
+            return plain
+        if name not in self._functions:
+            self._functions[name] = torch.compile(plain, dynamic=False)
+        return self._functions[name]
+
+
+def require_compiler(device: torch.device) -> None:
+    """ConfigError where torch.compile cannot work: it writes C++ for a CPU."""
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError("engine.compile = True: there is no C++ compiler here; install g++ or set engine.compile=false")
+
+
+def frozen_twin(model: EnergyModel, dtype: torch.dtype | None) -> EnergyModel:
+    """A copy of `model` without gradients that uses its effective weights as they are: see `copy_effective`.
+
+    dtype: precision of everything but the last layer, whose sums keep the model's.
+    """
+    twin = copy.deepcopy(model).requires_grad_(False)
+    for layer in twin.modules():
+        if isinstance(layer, Conv):
+            layer.reweigh = "as is"
+        elif isinstance(layer, Dense):
+            layer.spectral = False
+    if dtype is not None:
+        heads = [scale.head for scale in twin.scales]
+        for layer in twin.modules():
+            if layer not in heads:
+                for name, parameter in layer.named_parameters(recurse=False):
+                    setattr(layer, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+    return twin
+
+
+@torch.no_grad()
+def copy_effective(twin: EnergyModel, model: EnergyModel) -> None:
+    """Put the weights that `model`'s layers use, standardised or divided by their norm, into `twin`."""
+    for frozen, layer in zip(twin.modules(), model.modules(), strict=True):
+        for name, parameter in layer.named_parameters(recurse=False):
+            effective = isinstance(layer, (Conv, Dense)) and name == "weight"
+            getattr(frozen, name).copy_(layer.effective_weight() if effective else parameter)
+
+
+def frozen_energies(twin: EnergyModel, x: Samples, condition: Tensor | None) -> Energies:
+    """The twin's energies of `x`, in the precision of its last layer."""
+    dtype = next(twin.parameters()).dtype
+    return twin(x.to(dtype), None if condition is None else condition.to(dtype))
+
+
+class _Frozen(torch.autograd.Function):
+    """E(x) whose slope is computed along with it, by one function that may be compiled."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, x: Tensor, condition: Tensor | None) -> Tensor:
+        energies, slope = engine.value_and_slope(x.detach(), condition)
+        ctx.save_for_backward(slope)
+        return energies
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return None, outer[0].view(-1, *[1] * (slope.ndim - 1)) * slope, None
+
+
+class _Differentiable(torch.autograd.Function):
+    """E_theta(x) for the last Langevin step: its slope in x is a function of theta that can be differentiated once."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, x: Tensor, condition: Tensor | None, *theta: Tensor) -> Tensor:
+        energies, slope = engine.value_and_slope(x.detach(), condition)
+        ctx.engine, ctx.condition = engine, condition
+        ctx.save_for_backward(x.detach(), slope, *theta)
+        return energies
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        x, slope, *theta = ctx.saved_tensors
+        scale = outer[0].view(-1, *[1] * (x.ndim - 1))
+        return None, scale * _Slope.apply(ctx.engine, x, slope, ctx.condition, *theta), None, *[None] * len(theta)
+
+
+class _Slope(torch.autograd.Function):
+    """dE/dx, computed before; its gradient in theta is the mixed second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, x: Tensor, slope: Tensor, condition: Tensor | None, *theta: Tensor) -> Tensor:
+        ctx.engine, ctx.condition = engine, condition
+        ctx.save_for_backward(x)
+        return slope.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return None, None, None, None, *ctx.engine.mixed_derivative(x, outer[0], ctx.condition)

@@ -1,6 +1,9 @@
 """The objective L_Full = L_CD + L_KL of Section 2.1, one function per equation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -51,18 +54,20 @@ def energy_l2(energy_data: Energies, energy_neg: Energies) -> Scalar:
 
 
 def improved_cd_loss(
-    energy: nn.Module,
+    energy: Callable[..., Energies],
     x_data: Samples,
     x_neg: Samples,
     past: Float[Tensor, "n *shape"] | None,
     cfg: LossConfig,
     condition: Tensor | None = None,
     condition_neg: Tensor | None = None,
+    frozen: Callable[..., Energies] | None = None,
 ) -> Loss:
     """L_Full, with the stop-gradients where the paper has them.
 
     x_neg: end of the chains, differentiable in theta for L_opt and L_ent. past: the set B of Eq. 7, or None while the
-    buffer is empty. A term whose weight is 0 is neither computed nor reported.
+    buffer is empty. energy, frozen: E(x) or E(x, c), trained and with theta constant; without `frozen`, `energy` is the
+    module itself. A term whose weight is 0 is neither computed nor reported.
     """
     conditions = None if condition is None or condition_neg is None else torch.cat([condition, condition_neg])
     stacked = torch.cat([x_data, x_neg.detach()])  # an energy never depends on the rest of its batch: one pass
@@ -71,8 +76,9 @@ def improved_cd_loss(
     terms = {"cd": contrastive_divergence(energy_data, energy_neg)}  # Eq. 4
     if cfg.kl_weight:
         picked = slice(cfg.opt_samples)
-        frozen = frozen_energy(energy, x_neg[picked], None if condition_neg is None else condition_neg[picked])
-        terms["opt"] = cfg.kl_weight * frozen.mean()  # Eq. 6
+        frozen = frozen or partial(frozen_energy, cast(nn.Module, energy))
+        energy_opt = frozen(x_neg[picked], None if condition_neg is None else condition_neg[picked])
+        terms["opt"] = cfg.kl_weight * energy_opt.mean()  # Eq. 6
     if cfg.entropy_weight and past is not None:
         terms["entropy"] = -cfg.entropy_weight * nearest_neighbor_entropy(x_neg, past)  # Eq. 7, maximised
     if cfg.l2_weight:

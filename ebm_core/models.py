@@ -91,7 +91,7 @@ class ImageEnergy(nn.Module):
         features = F.silu(self.stem(x))
         for layer in self.layers:
             features = layer(features, code)
-        return self.head(features.mean(dim=(2, 3))).squeeze(1)
+        return self.head(features.mean(dim=(2, 3), dtype=self.head.weight.dtype)).squeeze(1)
 
 
 def make_layer(layer: Layer, cfg: ModelConfig, code_size: int) -> nn.Module:

@@ -82,18 +82,25 @@ def transition(energy: Energy, x: Samples, cfg: SamplerConfig, rng: Rng) -> Samp
 
 
 def sample_negatives(
-    energy: Energy, x_init: Samples, cfg: SamplerConfig, rng: Rng, *, differentiable: bool = True
+    energy: Energy,
+    x_init: Samples,
+    cfg: SamplerConfig,
+    rng: Rng,
+    *,
+    differentiable: bool = True,
+    frozen: Energy | None = None,
 ) -> Samples:
     """End of a chain of `cfg.num_steps`, x' ~ q_theta(x).
 
     Differentiable in theta through its last step (Section 2.2; no worse, Appendix A.4) or, with
     `cfg.backprop = "all"`, through all of them. HMC chains end with one Langevin step for that purpose.
+    frozen: the same energy with theta constant, for the steps that carry no gradient; it is cheaper.
     """
-    x = x_init.detach()
+    x, frozen = x_init.detach(), frozen or energy
     all_steps = differentiable and cfg.backprop == "all"
     for _ in range(cfg.num_steps - 1):
-        x = langevin_step(energy, x, cfg, rng, keep_graph=True) if all_steps else transition(energy, x, cfg, rng)
-    return langevin_step(energy, x, cfg, rng, keep_graph=True) if differentiable else transition(energy, x, cfg, rng)
+        x = langevin_step(energy, x, cfg, rng, keep_graph=True) if all_steps else transition(frozen, x, cfg, rng)
+    return langevin_step(energy, x, cfg, rng, keep_graph=True) if differentiable else transition(frozen, x, cfg, rng)
 
 
 def chain(

@@ -10,19 +10,18 @@ from torch import Tensor
 
 from ebm_core.augment import augment
 from ebm_core.buffer import SampleBuffer, build_buffer
-from ebm_core.compose import conditional
 from ebm_core.config import TrainConfig
 from ebm_core.data import num_conditions
 from ebm_core.data.pixels import dequantize
 from ebm_core.ema import ema_update
-from ebm_core.engine import prepare, resolve_device
+from ebm_core.engine import Engine, prepare, resolve_device
 from ebm_core.errors import DataError
 from ebm_core.losses import Loss, improved_cd_loss
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.monitor import StabilityMonitor
 from ebm_core.rng import Shards, ShardStreams, stream, streams, uniform
 from ebm_core.sampler import sample_negatives
-from ebm_core.types import Energy, Samples
+from ebm_core.types import Samples
 
 SyncGradients = Callable[[list[Tensor]], None]
 """Averages each tensor over the workers, in place. One call a step: the gradients, and the step's metrics."""
@@ -30,7 +29,7 @@ SyncGradients = Callable[[list[Tensor]], None]
 
 @dataclass
 class TrainState:
-    """Everything that changes from step to step; all of it is in a checkpoint."""
+    """Everything that changes from step to step; all of it but the engine, which has no state, is in a checkpoint."""
 
     step: int
     seed: int
@@ -40,6 +39,7 @@ class TrainState:
     optimizer: torch.optim.Adam
     buffer: SampleBuffer
     monitor: StabilityMonitor
+    engine: Engine
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +57,8 @@ def init_state(cfg: TrainConfig, seed: int | None = None, shards: Shards | None 
     buffer = build_buffer(cfg.buffer, cfg.image_shape, shards, conditions, resolve_device(cfg.engine))
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg.optimizer.lr, betas=cfg.optimizer.betas)
     ema = copy.deepcopy(model).requires_grad_(False)
-    return TrainState(0, seed, shards, model, ema, optimizer, buffer, StabilityMonitor(cfg.train, cfg.loss))
+    monitor = StabilityMonitor(cfg.train, cfg.loss)
+    return TrainState(0, seed, shards, model, ema, optimizer, buffer, monitor, Engine(model, cfg.engine))
 
 
 def train_step(
@@ -75,11 +76,15 @@ def train_step(
     _check_batch(state, x_data, cfg)
     state.step += 1
     state.model.refresh()
+    state.engine.refresh()
     x_init, condition_neg = chain_starts(state, cfg, condition)
-    energy = _energy_at(state.model, condition_neg)
+    energy, frozen = state.engine.chain_energies(condition_neg, cfg.sampler.backprop)
+    rng = step_streams(state, "chain", cfg)
     needs_graph = bool(cfg.loss.kl_weight or cfg.loss.entropy_weight)
-    x_neg = sample_negatives(energy, x_init, cfg.sampler, step_streams(state, "chain", cfg), differentiable=needs_graph)
-    loss = improved_cd_loss(state.model, x_data, x_neg, past_samples(state, cfg), cfg.loss, condition, condition_neg)
+    x_neg = sample_negatives(energy, x_init, cfg.sampler, rng, differentiable=needs_graph, frozen=frozen)
+    past = past_samples(state, cfg)
+    engine = state.engine
+    loss = improved_cd_loss(engine.energy, x_data, x_neg, past, cfg.loss, condition, condition_neg, engine.frozen)
 
     parameters = list(state.model.parameters())
     norms = _term_norms(loss, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}
@@ -131,10 +136,6 @@ def past_samples(state: TrainState, cfg: TrainConfig) -> Samples | None:
     rng = stream(state.seed, state.step, "past", state.shards.first, state.device)
     levels, _ = state.buffer.draw(min(cfg.loss.num_past, len(state.buffer)), rng)
     return dequantize(levels)
-
-
-def _energy_at(model: EnergyModel, condition: Tensor | None) -> Energy:
-    return model if condition is None else conditional(model, condition)
 
 
 def _check_batch(state: TrainState, x_data: Samples, cfg: TrainConfig) -> None:
