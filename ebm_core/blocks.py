@@ -1,11 +1,12 @@
 """The layers that energies are made of (Fig. 11, Appendix A.1). None mixes the samples of a batch or keeps state.
 
 Every layer is called as `layer(x, code)`: `x` is a feature map (b c h w), `code` the embedded condition (b m), or None
-for an unconditional energy.
+for an unconditional energy. A layer computes in the precision of `x`, except for the statistics of a normalisation, which
+keep that of its weights.
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,8 @@ class Conv(nn.Conv2d):
         return self.weight / spectral_sigma(self.weight, self.u) if self.reweigh == "spectral" else self.weight
 
     def forward(self, x: Features) -> NewFeatures:
-        return F.conv2d(x, self.effective_weight(), self.bias, self.stride, self.padding)
+        weight, bias = self.effective_weight().to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
 
 
 class Dense(nn.Linear):
@@ -133,10 +135,10 @@ class Norm(nn.Module):
     def forward(self, x: Features, code: Code | None) -> Features:
         if self.groups:
             # not F.group_norm: it refuses a batch of one 1 x 1 map, which is an ordinary input here
-            wide = x.to(self.weight.dtype)  # under autocast x is narrower than the weights
+            wide = x.to(self.weight.dtype)  # statistics in the weights' precision, whatever that of x
             x = torch.group_norm(wide, self.groups, self.weight, self.bias).to(x.dtype)
         if self.modulation is not None and code is not None:
-            gain, bias = self.modulation(code)[:, :, None, None].chunk(2, dim=1)
+            gain, bias = self.modulation(code)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
             x = (1 + gain) * x + bias
         return x
 
@@ -203,7 +205,7 @@ class SelfAttention(nn.Module):
         query, key, value = (conv(x).flatten(2).mT.unsqueeze(1) for conv in (self.query, self.key, self.value))
         with sdpa_kernel(SDPBackend.MATH):
             mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return x + self.gain * mixed.squeeze(1).mT.view_as(x)
+        return x + self.gain.to(x.dtype) * mixed.squeeze(1).mT.view_as(x)
 
 
 def inner_reweigh(cfg: ModelConfig) -> Reweigh:

@@ -293,7 +293,7 @@ class EngineConfig:
     num_threads: int | None = None
     """Threads of PyTorch's CPU operators in one worker; null: the cores that the worker was given."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: network passes in it (autocast), everything else, the update, noise and losses, in float32."""
+    """bfloat16: convolutions in it; normalisation, the update, noise, losses and weights stay in float32."""
     compile: bool = False
     """Compile the network passes (torch.compile): minutes once, then cached on disk. Pays for large models only."""
     channels_last: bool = False

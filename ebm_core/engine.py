@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from ebm_core.blocks import Conv, Dense
@@ -64,7 +64,7 @@ class Engine:
     def __init__(self, model: EnergyModel, cfg: EngineConfig) -> None:
         self.model = model
         self.cfg = cfg
-        self.twin = frozen_twin(model, torch.bfloat16 if self._lowered else None)
+        self.twin = frozen_twin(model, torch.bfloat16 if cfg.precision == "bfloat16" else None)
         self._functions: dict[str, Callable[..., Any]] = {}
         if cfg.compile:
             require_compiler(next(model.parameters()).device)
@@ -77,7 +77,7 @@ class Engine:
         """E(x) with theta held constant (Eq. 5 and 6), in the engine's precision; float32 comes out."""
         if self.cfg.compile:
             return _Frozen.apply(self, x, condition)
-        return frozen_energies(self.twin, x, condition)
+        return self._frozen(x, condition)
 
     def energy(self, x: Samples, condition: Tensor | None = None) -> Energies:
         """E_theta(x) with its graph: gradients reach theta and `x`. Compiled, it has first derivatives only."""
@@ -109,12 +109,14 @@ class Engine:
         return tuple(slopes.values())
 
     def _energy(self, x: Samples, condition: Tensor | None) -> Energies:
-        with self._autocast(x):
-            return self.model(x, condition).float() if self._lowered else self.model(x, condition)
+        return self.model(self.lowered(x), condition)
+
+    def _frozen(self, x: Samples, condition: Tensor | None) -> Energies:
+        return self.twin(self.lowered(x), condition)
 
     def _value_and_slope(self, x: Samples, condition: Tensor | None) -> tuple[Energies, Samples]:
         def total(at: Samples) -> tuple[Tensor, Energies]:
-            energies = frozen_energies(self.twin, at, condition)
+            energies = self._frozen(at, condition)
             return energies.sum(), energies
 
         slope, energies = torch.func.grad(total, has_aux=True)(x)
@@ -125,19 +127,15 @@ class Engine:
     ) -> dict[str, Tensor]:
         def directional(theta: dict[str, Tensor]) -> Tensor:
             def total(at: Samples) -> Tensor:
-                with self._autocast(at):
-                    return functional_call(self.model, theta, (at, condition)).float().sum()
+                return functional_call(self.model, theta, (self.lowered(at), condition)).sum()
 
             return (torch.func.grad(total)(x) * v).sum()
 
         return torch.func.grad(directional)(theta)
 
-    @property
-    def _lowered(self) -> bool:
-        return self.cfg.precision == "bfloat16"
-
-    def _autocast(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self._lowered)
+    def lowered(self, x: Samples) -> Samples:
+        """`x` in the precision that the network computes in."""
+        return x.to(torch.bfloat16) if self.cfg.precision == "bfloat16" else x
 
     def _function(self, name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
         """`plain`, compiled once if the settings say so."""
@@ -157,20 +155,15 @@ def require_compiler(device: torch.device) -> None:
 def frozen_twin(model: EnergyModel, dtype: torch.dtype | None) -> EnergyModel:
     """A copy of `model` without gradients that uses its effective weights as they are: see `copy_effective`.
 
-    dtype: precision of everything but the last layer, whose sums keep the model's.
+    dtype: precision in which the convolutions' weights are kept, so that they are converted once per step.
     """
     twin = copy.deepcopy(model).requires_grad_(False)
     for layer in twin.modules():
         if isinstance(layer, Conv):
             layer.reweigh = "as is"
+            layer.to(dtype)
         elif isinstance(layer, Dense):
             layer.spectral = False
-    if dtype is not None:
-        heads = [scale.head for scale in twin.scales]
-        for layer in twin.modules():
-            if layer not in heads:
-                for name, parameter in layer.named_parameters(recurse=False):
-                    setattr(layer, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
     return twin
 
 
@@ -181,12 +174,6 @@ def copy_effective(twin: EnergyModel, model: EnergyModel) -> None:
         for name, parameter in layer.named_parameters(recurse=False):
             effective = isinstance(layer, (Conv, Dense)) and name == "weight"
             getattr(frozen, name).copy_(layer.effective_weight() if effective else parameter)
-
-
-def frozen_energies(twin: EnergyModel, x: Samples, condition: Tensor | None) -> Energies:
-    """The twin's energies of `x`, in the precision of its last layer."""
-    dtype = next(twin.parameters()).dtype
-    return twin(x.to(dtype), None if condition is None else condition.to(dtype))
 
 
 class _Frozen(torch.autograd.Function):

@@ -134,7 +134,7 @@ class EnergyModel(nn.Module):
         none where one does.
         """
         self._check(x, condition)
-        code = None if self.embedding is None else self.embedding(condition)
+        code = None if self.embedding is None or condition is None else self.embedding(condition)
         energies = []
         for scale, energy in enumerate(self.scales):
             x = half_resolution(x) if scale else x
@@ -175,10 +175,11 @@ class EnergyModel(nn.Module):
 
 
 def check_dtype(what: str, values: Tensor, dtype: torch.dtype) -> None:
-    """Refuse integers (images as stored, labels as numbers) and another precision than the model's."""
+    """Refuse integers (images as stored, labels as numbers) and another precision than the model's, or bfloat16."""
     if not values.is_floating_point():
         raise DataError(f"{what} have type {values.dtype}: pass pixels as floats in [0, 1], labels as one-hot floats")
-    if values.dtype != dtype and not torch.is_autocast_enabled(values.device.type):
+    narrower = values.dtype == torch.bfloat16 and dtype == torch.float32
+    if values.dtype != dtype and not narrower and not torch.is_autocast_enabled(values.device.type):
         raise DataError(f"{what} have type {values.dtype}, this energy computes in {dtype}: convert with .to({dtype})")
 
 

@@ -93,6 +93,22 @@ def config(
 
 
 @app.command()
+def profile(
+    preset: Preset,
+    settings: Settings = None,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps to time, after two to warm up.")] = 5,
+) -> None:
+    """Time the parts of a training step on this machine and predict the hours of a full run.
+
+    Example: ebm profile cifar10 train.batch_size=16 engine.precision=bfloat16 engine.compile=true
+    """
+    from orchestrator.config import job_preset, override
+    from orchestrator.profile import show_profile
+
+    show_profile(override(job_preset(preset), settings or []), steps)
+
+
+@app.command()
 def sample(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")

@@ -163,6 +163,11 @@ def job_preset(name: str) -> JobConfig:
     return JobConfig(**values)
 
 
+def core_config(job: JobConfig) -> TrainConfig:
+    """The part of a job that the core knows."""
+    return TrainConfig(**{name: getattr(job, name) for name in TrainConfig.__dataclass_fields__})
+
+
 def parse(tree: Mapping[str, Any]) -> JobConfig:
     """The job that `to_tree` wrote, with every check again."""
     return from_tree(JobConfig, tree)

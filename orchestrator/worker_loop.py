@@ -22,7 +22,7 @@ from ebm_core.rng import Shards, stream
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import telemetry
 from orchestrator.cluster import adopt
-from orchestrator.config import JobConfig, parse
+from orchestrator.config import JobConfig, core_config, parse
 from orchestrator.storage import Run, RunStore, step_name
 from workers.pictures import grid_png
 
@@ -112,11 +112,6 @@ def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
     except DivergenceError:
         loop.save_diverged(state)
         raise
-
-
-def core_config(job: JobConfig) -> TrainConfig:
-    """The part of a job that the core knows."""
-    return TrainConfig(**{name: getattr(job, name) for name in TrainConfig.__dataclass_fields__})
 
 
 def restore(run: Run, state: TrainState, group: Group, warn: Callable[[str], None]) -> None:

@@ -29,7 +29,7 @@ from orchestrator.config import JobConfig, job_preset, override
 from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore
 from orchestrator.train_job import RunResult, resolved, run_training
-from orchestrator.worker_loop import core_config
+from orchestrator.config import core_config
 
 pytestmark = [
     pytest.mark.cluster,

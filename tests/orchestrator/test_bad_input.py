@@ -15,7 +15,7 @@ from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, runs
 from orchestrator.config import job_preset, override
 from orchestrator.storage import RunStore
-from orchestrator.worker_loop import core_config
+from orchestrator.config import core_config
 from tests.ebm_core.tiny import batch
 
 SMALL = [

@@ -1,0 +1,382 @@
+"""`make bench`: every figure is a ratio of two medians that were measured in turns in the same run.
+
+The model is the paper's for CIFAR-10 with the published code's normalisation, batch 16. Rows that compile say what the
+first call cost.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.baseline import PlainEnergy, PlainTrainer, plain_langevin_step
+from ebm_core.augment import augment
+from ebm_core.buffer import ReservoirBuffer
+from ebm_core.config import BufferConfig, EngineConfig, TrainConfig
+from ebm_core.engine import keep_freed_memory
+from ebm_core.presets import cifar10, digits
+from ebm_core.profile import NETWORK, Clock, clocked, convolution_ceiling
+from ebm_core.rng import Shards, stream
+from ebm_core.sampler import chain, langevin_step
+from ebm_core.trainer import TrainState, init_state, train_step
+
+ENGINES = {
+    "float32": EngineConfig(),
+    "float32 compiled": EngineConfig(compile=True),
+    "bfloat16 compiled": EngineConfig(compile=True, precision="bfloat16"),
+}
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `ratio` is compared with `target`, and with the recorded ratio by `--check`."""
+
+    name: str
+    ratio: float
+    target: float | None = None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def met(self) -> str:
+        if self.target is None:
+            return "-"
+        return "yes" if (self.ratio <= self.target if self.at_most else self.ratio >= self.target) else "no"
+
+
+def medians(rounds: int, *functions: Callable[[], object]) -> list[float]:
+    """Median seconds of each function, called in turns; the first call of each is not counted."""
+    times: list[list[float]] = [[] for _ in functions]
+    for i in range(rounds + 1):
+        for function, seconds in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            if i:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def published(engine: EngineConfig, **sections) -> TrainConfig:
+    """The CIFAR-10 run with instance normalisation, batch 16, buffer of 1000."""
+    cfg = cifar10()
+    return dataclasses.replace(
+        cfg,
+        model=dataclasses.replace(cfg.model, norm="instance"),
+        train=dataclasses.replace(cfg.train, batch_size=BATCH),
+        buffer=BufferConfig(capacity=1000),
+        engine=engine,
+        **sections,
+    )
+
+
+def images(cfg: TrainConfig) -> torch.Tensor:
+    """A batch of smooth random images: the time of a step does not depend on what they show."""
+    return torch.rand((cfg.train.batch_size, *cfg.image_shape), generator=torch.Generator().manual_seed(0))
+
+
+def langevin_and_steps(rounds: int) -> Iterator[Row]:
+    """Langevin step, whole step, share outside the network and cost of the KL terms, per engine."""
+    cfg = published(EngineConfig())
+    x = images(cfg)
+    trainer = PlainTrainer(cfg, init_state(cfg).model)
+    noise = torch.randn(x.shape)
+    ceiling = {precision: convolution_ceiling(torch.device("cpu"), precision) for precision in ("float32", "bfloat16")}
+    for name, engine in ENGINES.items():
+        cfg = published(engine)
+        state = init_state(cfg)
+        start = time.perf_counter()
+        train_step(state, x, cfg)
+        first = time.perf_counter() - start
+        _, frozen = state.engine.chain_energies(None, "last")
+        rng = torch.Generator().manual_seed(0)
+        plain, ours = medians(
+            max(rounds, 15),
+            lambda: plain_langevin_step(trainer.energy, x, cfg.sampler, noise),
+            lambda frozen=frozen, cfg=cfg: langevin_step(frozen, x, cfg.sampler, rng),
+        )
+        flops = 28.8e9
+        reached = flops / ours / ceiling[engine.precision]
+        target = {"float32 compiled": 1.9, "bfloat16 compiled": 3.2}.get(name)
+        note = f"{1e3 * plain:.0f} and {1e3 * ours:.0f} ms; {reached:.0%} of a convolution's rate"
+        yield Row(f"Langevin step, {name}", plain / ours, target, note=note)
+
+        no_kl = dataclasses.replace(cfg, loss=dataclasses.replace(cfg.loss, kl_weight=0.0, entropy_weight=0.0))
+        state_off = init_state(no_kl)
+        clock = Clock(state.device)
+        parts: list[dict[str, float]] = []
+
+        def timed(state: TrainState = state, cfg: TrainConfig = cfg) -> None:
+            clock.seconds = {}
+            with clocked(state, clock), clock.part("other"):
+                train_step(state, x, cfg)
+            parts.append(clock.seconds)
+
+        plain, ours, off = medians(
+            rounds, lambda: trainer.step(x), timed, lambda s=state_off, c=no_kl: train_step(s, x, c)
+        )
+        target = {"float32 compiled": 1.8, "bfloat16 compiled": 2.9}.get(name)
+        note = f"{plain:.2f} and {ours:.2f} s; first step {first:.0f} s"
+        yield Row(f"whole step, {name}", plain / ours, target, note=note)
+        outside = statistics.median(1 - sum(p[k] for k in NETWORK) / sum(p.values()) for p in parts[1:])
+        yield Row(f"share outside the network, {name}", outside, 0.03, at_most=True)
+        yield Row(f"KL terms on against off, {name}", ours / off, 1.10, at_most=True)
+
+
+def augmentation(rounds: int) -> Iterator[Row]:
+    """Images a second at 32 x 32, as a multiple of the target's 40,000."""
+    x, cfg = torch.rand(512, 3, 32, 32), cifar10().augment
+    (seconds,) = medians(rounds, lambda: augment(x, cfg, torch.Generator().manual_seed(0)))
+    yield Row("augmentation, in units of 40,000 images/s", 512 / seconds / 40_000, 1.0)
+
+
+def against_torchebm(rounds: int) -> Iterator[Row]:
+    """Its Langevin sampler on the same energy, steps and batch."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from torchebm.core import BaseModel
+    from torchebm.samplers import LangevinDynamics
+
+    class Wrapped(BaseModel):
+        def __init__(self, energy: torch.nn.Module) -> None:
+            super().__init__()
+            self.energy = energy
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.energy(x)
+
+    for name, target in (("float32 compiled", 1.5), ("bfloat16 compiled", 2.3)):
+        cfg = published(ENGINES[name])
+        state = init_state(cfg)
+        state.engine.refresh()
+        x, rng = images(cfg), torch.Generator().manual_seed(0)
+        plain = Wrapped(PlainEnergy.copy_of(state.model, cfg.model))
+        sampler = LangevinDynamics(plain, step_size=0.01, noise_scale=0.01, clamp=(0.0, 1.0))
+        steps = dataclasses.replace(cfg.sampler, step_size=0.01, temperature=1e-4)
+        other, ours = medians(
+            rounds,
+            lambda s=sampler, x=x: s.sample(x=x.clone(), n_steps=10),
+            lambda e=state.engine.frozen, x=x, c=steps, r=rng: chain(e, x, c, r, num_steps=10),
+        )
+        yield Row(f"against torchebm's sampler, {name}", other / ours, target, note="10 steps")
+
+
+def peak_memory(rounds: int) -> Iterator[Row]:
+    """Memory that a step takes beyond what lay before it, each in a process of its own."""
+    plain = _child("memory", "plain")["bytes"]
+    for name in ENGINES:
+        ours = _child("memory", name)["bytes"]
+        note = f"{plain / 2**20:.0f} and {ours / 2**20:.0f} MiB"
+        yield Row(f"peak memory of a step, {name}", ours / plain, 0.6, at_most=True, note=note)
+
+
+def _child(what: str, argument: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.bench", "--child", what, argument]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory_child(name: str) -> dict[str, float]:
+    """Peak of the resident set during the third step, above what was resident before it (Linux)."""
+    import ctypes
+
+    cfg = published(EngineConfig() if name == "plain" else ENGINES[name])
+    state, x = init_state(cfg), images(cfg)
+    trainer = PlainTrainer(cfg, state.model)
+    cfg = dataclasses.replace(cfg, sampler=dataclasses.replace(cfg.sampler, num_steps=4))
+    trainer.cfg = cfg
+
+    def step() -> None:
+        if name == "plain":
+            trainer.step(x)
+        else:
+            train_step(state, x, cfg)
+
+    step()
+    step()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    step()
+    return {"bytes": _status("VmHWM") - before}
+
+
+def _status(key: str) -> float:
+    (line,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(key)]
+    return 1024 * float(line.split()[1])
+
+
+def ray_jobs(rounds: int) -> Iterator[Row]:
+    """The digits preset as a job against the bare loop, and two workers against one; windows of 25 steps."""
+    windows = max(rounds, 8)
+    with tempfile.TemporaryDirectory(prefix="ebm-bench-") as temp:
+        bare = _child("bare", str(windows))["seconds"]
+        job, start = _job_seconds(temp, 1, 2, 64, windows)
+        note = f"{1e3 * bare:.0f} and {1e3 * job:.0f} ms a step; {start:.0f} s from launch to the first step"
+        yield Row("Ray Train job against the bare loop", job / bare, 1.02, at_most=True, note=note)
+        one, _ = _job_seconds(temp, 1, 1, 64, windows)
+        two, _ = _job_seconds(temp, 2, 1, 128, windows)
+        yield Row("2 workers x 1 thread against 1 x 1, images/s", 2 * one / two, 1.9)
+
+
+def _digits(windows: int) -> TrainConfig:
+    cfg = digits()
+    return dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, num_steps=25 * windows, log_every=25))
+
+
+def bare_child(windows: str) -> dict[str, float]:
+    """Seconds per step of the loop without Ray, data included: the median window."""
+    from ebm_core.data import labelled_batches, load
+
+    cfg, times = _digits(int(windows)), []
+    state = init_state(cfg)
+    start = time.perf_counter()
+    for x, condition in labelled_batches(
+        load(cfg.data, "train"), cfg.train.batch_size, seed=0, start=0, stop=cfg.train.num_steps, shards=state.shards
+    ):
+        train_step(state, x, cfg, condition=condition)
+        if state.step % 25 == 0:
+            times.append((time.perf_counter() - start) / 25)
+            start = time.perf_counter()
+    return {"seconds": statistics.median(times[1:])}
+
+
+def _job_seconds(storage: str, workers: int, threads: int, batch: int, windows: int) -> tuple[float, float]:
+    """Median seconds per step of a job's windows, and from its launch to its first step."""
+    settings = [
+        f"train.num_steps={25 * windows}",
+        "train.log_every=25",
+        f"train.batch_size={batch}",
+        f"cluster.num_workers={workers}",
+        f"cluster.cpus_per_worker={threads}",
+        "evaluation.every=0",
+        f"checkpoint.every={25 * windows}",
+        f"storage={storage}",
+        f"name=w{workers}t{threads}",
+    ]
+    launched = time.time()
+    command = [sys.executable, "-m", "orchestrator.cli", "train", "digits", *settings]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    from orchestrator.storage import RunStore
+    from orchestrator.telemetry import read_parts
+
+    run = RunStore(storage).run(f"w{workers}t{threads}")
+    parts = [run.read_bytes(info.key) for info in run.list("metrics/")]
+    rows = sorted(read_parts(parts).to_pylist(), key=lambda row: row["step"])
+    return statistics.median(1 / row["steps_per_s"] for row in rows[2:]), rows[0]["time"] - launched
+
+
+def cost_curves(rounds: int) -> Iterator[Row]:
+    """Exponents b of seconds = a n^b, by least squares on logarithms."""
+    import numpy as np
+
+    def exponent(sizes: list[int], seconds: list[float]) -> float:
+        return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+    def slope_seconds(batch: int = 8, size: int = 32, width: int = 32, steps: int = 1) -> float:
+        cfg = cifar10()
+        widths = (width, width, 2 * width, 4 * width, 8 * width)
+        cfg = dataclasses.replace(
+            cfg,
+            data=dataclasses.replace(cfg.data, image_size=size),
+            model=dataclasses.replace(cfg.model, widths=widths),
+            train=dataclasses.replace(cfg.train, batch_size=batch),
+        )
+        state = init_state(cfg)
+        x, rng = images(cfg), torch.Generator().manual_seed(0)
+        return medians(rounds, lambda: chain(state.engine.frozen, x, cfg.sampler, rng, num_steps=steps))[0]
+
+    curves = {
+        "batch": ([4, 8, 16, 32], lambda n: slope_seconds(batch=n)),
+        "image size": ([16, 32, 64, 128], lambda n: slope_seconds(batch=2, size=n)),
+        "width": ([16, 32, 64, 128], lambda n: slope_seconds(width=n)),
+        "Langevin steps": ([2, 4, 8, 16], lambda n: slope_seconds(width=16, steps=n)),
+    }
+    for name, (sizes, seconds) in curves.items():
+        measured = [seconds(n) for n in sizes]
+        note = ", ".join(f"{n}: {1e3 * s:.0f} ms" for n, s in zip(sizes, measured, strict=True))
+        yield Row(f"exponent of a chain's time in {name}", exponent(sizes, measured), note=note)
+
+    sizes, measured = [10**3, 10**4, 10**5, 10**6], []
+    for capacity in sizes:
+        buffer = ReservoirBuffer(capacity, (3, 32, 32), Shards())
+        x, step = torch.rand(128, 3, 32, 32), iter(range(10**6))
+        while len(buffer) < min(capacity, 4000):
+            buffer.add(x, stream(0, next(step), "insert"))
+
+        def use(buffer: ReservoirBuffer = buffer, x: torch.Tensor = x, step: Iterator[int] = step) -> None:
+            buffer.add(x, stream(0, next(step), "insert"))
+            buffer.draw(128, stream(0, next(step), "draw"))
+
+        measured.append(medians(max(rounds, 51), use)[0])
+    note = ", ".join(f"{n}: {1e3 * s:.2f} ms" for n, s in zip(sizes, measured, strict=True))
+    yield Row("exponent of a buffer operation's time in capacity", exponent(sizes, measured), 0.05, True, note)
+
+
+SECTIONS = (augmentation, cost_curves, langevin_and_steps, against_torchebm, peak_memory, ray_jobs)
+
+
+def main() -> None:
+    """Print the table; write JSON; with --check compare with a recorded file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[], help="sections: " + ", ".join(s.__name__ for s in SECTIONS))
+    parser.add_argument("--json", type=Path, default=Path("bench.json"))
+    parser.add_argument("--check", type=Path, help="recorded JSON: fail where a ratio is more than 10 % worse")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()  # both sides of every ratio profit
+    if options.child:
+        print(json.dumps({"memory": memory_child, "bare": bare_child}[options.child[0]](options.child[1])))
+        return
+    rows: list[Row] = []
+    for section in SECTIONS:
+        if options.only and section.__name__ not in options.only:
+            continue
+        for row in section(options.rounds):
+            rows.append(row)
+            goal = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
+            print(f"{row.name:<58} {row.ratio:6.3f}  {goal:<8} {row.met:<4} {row.note}", flush=True)
+    machine = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "rounds": options.rounds,
+    }
+    options.json.write_text(json.dumps({**machine, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n")
+    if options.check:
+        sys.exit(check(rows, json.loads(options.check.read_text())["rows"]))
+
+
+def check(rows: list[Row], recorded: list[dict]) -> int:
+    """1 if a ratio is more than 10 % worse than the recorded one of that name, or is missing; says which."""
+    found, failed = {row.name: row for row in rows}, 0
+    for old in recorded:
+        row = found.get(old["name"])
+        if row is None:
+            print(f"missing: {old['name']}")
+            failed = 1
+        elif row.target is not None:
+            worse = row.ratio > 1.1 * old["ratio"] if row.at_most else row.ratio < 0.9 * old["ratio"]
+            if worse:
+                print(f"worse: {row.name}: {row.ratio:.3f}, recorded {old['ratio']:.3f}")
+                failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    main()

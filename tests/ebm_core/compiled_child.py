@@ -1,0 +1,57 @@
+"""Run by test_engine.py: compile a small energy, compare it with the plain one, resume it; prints JSON."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from ebm_core import checkpoint
+from ebm_core.config import EngineConfig, ModelConfig
+from ebm_core.losses import improved_cd_loss
+from ebm_core.sampler import langevin_step
+from ebm_core.trainer import fingerprint, init_state, train_step
+from tests.ebm_core.tiny import batch, tiny_config
+
+
+def main(folder: Path) -> None:
+    model = ModelConfig(kind="plain", widths=(4, 8), norm="layer", attention=False, multiscale=False)
+    cfg = tiny_config(model=model, engine=EngineConfig(compile=True))
+    state, plain = init_state(cfg), init_state(dataclasses.replace(cfg, engine=EngineConfig()))
+    found = [results(state, cfg), results(plain, cfg)]
+    errors = {name: float((ours - found[1][name]).norm() / found[1][name].norm()) for name, ours in found[0].items()}
+    train(state, cfg, 2)
+    checkpoint.save(state, cfg, folder)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(state, cfg, 5)
+    resumed = init_state(cfg)
+    checkpoint.load(resumed, folder)
+    train(resumed, cfg, 5)
+    print(json.dumps({"errors": errors, "whole": fingerprint(state), "resumed": fingerprint(resumed)}))
+
+
+def results(state, cfg) -> dict[str, torch.Tensor]:
+    """The frozen slope, the end of the last step, and each term's gradient in theta."""
+    x_data, start, past = (batch(i, cfg) for i in range(3))
+    state.engine.refresh()
+    energy, frozen = state.engine.chain_energies(None, "last")
+    at = start.clone().requires_grad_()
+    found = {"slope": torch.autograd.grad(frozen(at).sum(), at)[0]}
+    end = langevin_step(energy, start, cfg.sampler, torch.Generator().manual_seed(0), keep_graph=True)
+    found["end"] = end.detach()
+    loss = improved_cd_loss(state.engine.energy, x_data, end, past, cfg.loss, frozen=state.engine.frozen)
+    parameters = list(state.model.parameters())
+    for name, term in loss.terms.items():
+        slopes = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        found[name] = torch.cat([s.flatten() for s in slopes])
+    return found
+
+
+def train(state, cfg, until: int) -> None:
+    while state.step < until:
+        train_step(state, batch(state.step, cfg), cfg)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
