@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-s3 check clean
+.PHONY: demo test test-s3 check bench bench-check clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -35,6 +35,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Speed and memory as ratios measured in one run: about half an hour on two cores, most of it compiling the first time.
+# BENCH_ARGS='--only augmentation cost_curves' runs a part.
+bench bench-check: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet -e '.[bench]' -c constraints.txt
+	OMP_NUM_THREADS=2 $(BIN)/python -u -m benchmarks.bench $(if $(filter bench-check,$@),--check benchmarks/recorded.json) $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -1,1 +1,3 @@
-"""Ratios, each measured in one run: `make bench` prints them, `make bench-check` compares them with the recorded ones."""
+"""Ratios, each measured in one run: `make bench` prints them, `make bench-check` compares
+them with the recorded ones.
+"""

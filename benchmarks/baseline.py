@@ -254,7 +254,7 @@ class PlainTrainer:
 
     def sample(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """End of a chain from `x`, the state before its last step, and that step's noise."""
-        for i in range(self.cfg.sampler.num_steps):
+        for _ in range(self.cfg.sampler.num_steps):
             before, noise = x, torch.randn(x.shape)
             x = plain_langevin_step(self.energy, x, self.cfg.sampler, noise)
         return x, before, noise

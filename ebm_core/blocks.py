@@ -1,8 +1,8 @@
 """The layers that energies are made of (Fig. 11, Appendix A.1). None mixes the samples of a batch or keeps state.
 
 Every layer is called as `layer(x, code)`: `x` is a feature map (b c h w), `code` the embedded condition (b m), or None
-for an unconditional energy. A layer computes in the precision of `x`, except for the statistics of a normalisation, which
-keep that of its weights.
+for an unconditional energy. A layer computes in the precision of `x`, except for the statistics of a normalisation,
+which keep that of its weights.
 """
 
 import math

@@ -149,7 +149,9 @@ class Engine:
 def require_compiler(device: torch.device) -> None:
     """ConfigError where torch.compile cannot work: it writes C++ for a CPU."""
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise ConfigError("engine.compile = True: there is no C++ compiler here; install g++ or set engine.compile=false")
+        raise ConfigError(
+            "engine.compile = True: there is no C++ compiler here; install g++ or set engine.compile=false"
+        )
 
 
 def frozen_twin(model: EnergyModel, dtype: torch.dtype | None) -> EnergyModel:
@@ -172,8 +174,9 @@ def copy_effective(twin: EnergyModel, model: EnergyModel) -> None:
     """Put the weights that `model`'s layers use, standardised or divided by their norm, into `twin`."""
     for frozen, layer in zip(twin.modules(), model.modules(), strict=True):
         for name, parameter in layer.named_parameters(recurse=False):
-            effective = isinstance(layer, (Conv, Dense)) and name == "weight"
-            getattr(frozen, name).copy_(layer.effective_weight() if effective else parameter)
+            if isinstance(layer, (Conv, Dense)) and name == "weight":
+                parameter = layer.effective_weight()
+            getattr(frozen, name).copy_(parameter)
 
 
 class _Frozen(torch.autograd.Function):

@@ -25,11 +25,10 @@ from ebm_core.errors import CheckpointError, DivergenceError
 from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, cluster, runs, telemetry
-from orchestrator.config import JobConfig, job_preset, override
+from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore
 from orchestrator.train_job import RunResult, resolved, run_training
-from orchestrator.config import core_config
 
 pytestmark = [
     pytest.mark.cluster,

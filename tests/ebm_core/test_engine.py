@@ -1,6 +1,8 @@
 """The engine's faster passes compute what the model computes."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -97,9 +99,7 @@ def test_bfloat16_gradients_of_every_term_point_where_float32_ones_do() -> None:
     sampler = SamplerConfig(step_size=0.1, noise_std=0.0)
     gradients = []
     for engine in (fast, plain):
-        end = langevin_step(
-            engine.chain_energies(None, "last")[0], start, sampler, torch.Generator(), keep_graph=True
-        )
+        end = langevin_step(engine.chain_energies(None, "last")[0], start, sampler, torch.Generator(), keep_graph=True)
         loss = improved_cd_loss(engine.energy, x_data, end, past, LossConfig(), frozen=engine.frozen)
         gradients.append({name: flat_gradient(term, model) for name, term in loss.terms.items()})
     for name in gradients[0]:
@@ -128,6 +128,7 @@ def test_a_bfloat16_run_resumes_to_the_same_bits(tmp_path) -> None:
     assert fingerprint(trained(resumed, cfg, 6)) == fingerprint(whole)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_passes_agree_resume_and_never_compile_again(tmp_path) -> None:
     """In a process of its own: what verifies shapes in the tests is not made to be compiled."""
     child = [sys.executable, "-m", "tests.ebm_core.compiled_child", str(tmp_path)]
@@ -142,7 +143,7 @@ def test_compiled_passes_agree_resume_and_never_compile_again(tmp_path) -> None:
 
 def test_backprop_through_all_steps_keeps_its_own_gradient_when_compiled() -> None:
     model = moved_model(LAYOUTS["instance"])
-    engine = Engine(model, EngineConfig(compile=True))
+    engine = Engine(model, dataclasses.replace(EngineConfig(), compile=shutil.which("g++") is not None))
     x = torch.rand(2, 3, 16, 16, requires_grad=True)
     energy, _ = engine.chain_energies(None, "all")
     assert torch.equal(slope(energy, x.detach()), slope(model, x.detach()))
@@ -150,7 +151,9 @@ def test_backprop_through_all_steps_keeps_its_own_gradient_when_compiled() -> No
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(ConfigError, match=r"engine.compile = True: there is no C\+\+ compiler here; install g\+\+ or set"):
+    with pytest.raises(
+        ConfigError, match=r"engine.compile = True: there is no C\+\+ compiler here; install g\+\+ or set"
+    ):
         init_state(tiny_config(engine=EngineConfig(compile=True)))
 
 

@@ -13,9 +13,8 @@ from ebm_core.config import TrainConfig
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, runs
-from orchestrator.config import job_preset, override
+from orchestrator.config import core_config, job_preset, override
 from orchestrator.storage import RunStore
-from orchestrator.config import core_config
 from tests.ebm_core.tiny import batch
 
 SMALL = [
