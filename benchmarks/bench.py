@@ -6,6 +6,7 @@ first call cost.
 
 import argparse
 import dataclasses
+import importlib
 import json
 import os
 import platform
@@ -146,10 +147,10 @@ def against_torchebm(rounds: int) -> Iterator[Row]:
     import warnings
 
     warnings.simplefilter("ignore")
-    from torchebm.core import BaseModel
-    from torchebm.samplers import LangevinDynamics
+    # imported by name: `make bench` installs it, `make check` does without
+    core, samplers = importlib.import_module("torchebm.core"), importlib.import_module("torchebm.samplers")
 
-    class Wrapped(BaseModel):
+    class Wrapped(core.BaseModel):
         def __init__(self, energy: torch.nn.Module) -> None:
             super().__init__()
             self.energy = energy
@@ -163,7 +164,7 @@ def against_torchebm(rounds: int) -> Iterator[Row]:
         state.engine.refresh()
         x, rng = images(cfg), torch.Generator().manual_seed(0)
         plain = Wrapped(PlainEnergy.copy_of(state.model, cfg.model))
-        sampler = LangevinDynamics(plain, step_size=0.01, noise_scale=0.01, clamp=(0.0, 1.0))
+        sampler = samplers.LangevinDynamics(plain, step_size=0.01, noise_scale=0.01, clamp=(0.0, 1.0))
         steps = dataclasses.replace(cfg.sampler, step_size=0.01, temperature=1e-4)
         other, ours = medians(
             rounds,
