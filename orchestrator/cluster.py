@@ -27,10 +27,10 @@ QUIET_ENV = {
 }
 """Set for the driver unless the environment has them; Ray hands its own on to the workers."""
 
-WORKER_ENV = {"GOMP_SPINCOUNT": "1000"}
-"""Threads that wait for each other soon sleep: spinning ones stall a step many times over where another process needs
-the cores (measured on two cores for the digits step: 76 ms alone and 290 to 500 ms beside a busy process by default;
-94 and 220 ms so; 168 and 144 ms with OMP_WAIT_POLICY=passive)."""
+WORKER_ENV = {"GOMP_SPINCOUNT": "10000"}
+"""How long threads that wait for each other spin before they sleep. Milliseconds of the digits step with 2 threads on
+two cores, alone, beside a process that uses a fifth of a core, and beside one that uses a whole core: by default (about
+300,000) 105, 126 and 919; with 10,000: 105, 128 and 442; with 1,000: 161 to 173, 188 and 228."""
 
 
 class ClusterError(EbmError):
