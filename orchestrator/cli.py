@@ -109,6 +109,84 @@ def profile(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
+    ],
+    metrics: Annotated[str, typer.Option(help="Names, separated by commas: ood, or those of training's scores.")],
+    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
+    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors, one CPU each. Default: all CPUs.")] = None,
+    ood: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME[=FOLDER]", help="A set for the metric ood; give it once per set."),
+    ] = None,
+    ood_images: Annotated[int, typer.Option(min=1, help="At most so many images of each set.")] = 10_000,
+    storage: Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")] = "./runs",
+    address: Address = None,
+) -> None:
+    """Score a stored checkpoint on Ray and write the results beside it.
+
+    Example: ebm evaluate digits-0001 --metrics fid_small,kid_small,ood --ood interpolation --ood noise
+    """
+    from orchestrator.evaluate import EvaluationRequest
+    from orchestrator.evaluate import evaluate as score
+
+    request = EvaluationRequest(
+        metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),
+        num_images=num_images,
+        seed=seed,
+        num_actors=actors,
+        ood_images=ood_images,
+        **({"ood_sets": tuple(ood)} if ood else {}),
+    )
+    stored, step, found = score(
+        run, request, storage=storage, step=checkpoint, address=address, say=lambda text: print(text, file=sys.stderr)
+    )
+    _show_evaluation(stored.uri, step, found)
+
+
+def _show_evaluation(uri: str, step: int, found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from orchestrator.evaluate import OOD, ood_rows, table_rows
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+    def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+    plain = [document for name, document in found.items() if name != OOD]
+    if plain:
+        title = f"step {step}, {plain[0]['num_images']} generated images, seed {plain[0]['seed']}, averaged weights"
+        show(title, ("score", "samples", "real, held out", "noise"), table_rows(found))
+    if OOD in found:
+        title = f"out of distribution, step {step}: {found[OOD]['num_inside']} held-out images against"
+        columns = (
+            "set",
+            "images",
+            "AUROC (95 %)",
+            "AUPR in",
+            "AUPR out",
+            "FPR95",
+            "variation",
+            "PNG",
+            "std",
+            "Table 3",
+        )
+        show(title, columns, ood_rows(found[OOD]))
+        console.print("variation, PNG, std: AUROC of an image's total variation, PNG size and pixel spread, untrained")
+    console.print(f"written to {uri}/evaluations/", soft_wrap=True)
+
+
+@app.command()
 def sample(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")

@@ -160,6 +160,12 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
         elif name == "classifier":
             for key in ("mean_confidence", "class_entropy", "classes_seen"):
                 rows.append((f"classifier {key}", document[key], document["heldout"][key], document["noise"][key]))
+        elif name == "precision_recall_small":
+            for key in ("precision", "recall", "density", "coverage"):
+                rows.append((f"{key} (small)", document[key], document["heldout"][key], document["noise"][key]))
+        elif name == "ood":
+            for other, one in document["sets"].items():
+                rows.append((f"AUROC against {other}", one["auroc"], None, None))
         else:
             rows.append((name, headline(document), document.get("heldout"), document.get("noise")))
     return rows

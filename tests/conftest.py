@@ -1,5 +1,7 @@
 """What all tests share: the floor below which the suite must not shrink."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,22 @@ class Floor:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--floor") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Floor())
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray of two CPUs in this process."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: a socket's path has at most 107 characters
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

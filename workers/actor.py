@@ -25,6 +25,7 @@ class ScoreActor:
         torch.set_num_threads(max(1, int(cpus)))
         self._fetch = fetch
         self._data = None if data is None else from_tree(DataConfig, data, "data")
+        self._open: tuple[int, Evaluator] | None = None
 
     def score(
         self, step: int, metrics: Sequence[str], num_images: int, seed: int = 0, grid_count: int = 64
@@ -39,6 +40,16 @@ class ScoreActor:
             "scores": evaluator.score(metrics, num_images, seed),
             "grid_png": grid_png(evaluator.grid(grid_count, seed)),
         }
+
+    def call(self, step: int, method: str, *arguments: Any) -> Any:
+        """`method` of the evaluator of the checkpoint at `step`, fetched once and kept until another step is asked for.
+
+        Raises what `fetch` and the method raise.
+        """
+        if self._open is None or self._open[0] != step:
+            with tempfile.TemporaryDirectory(prefix="ebm-score-") as folder:
+                self._open = (step, Evaluator.from_checkpoint(self._fetch(step, folder), self._data))
+        return getattr(self._open[1], method)(*arguments)
 
     def num_threads(self) -> int:
         """Threads of PyTorch's operators in this actor."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels
+from workers import ood
 from workers.generate import SHARD_SIZE, generate_shard, shard_condition
 from workers.metrics import NUM_REAL, Reference, Shard, combine, find_metric
 
@@ -57,6 +58,7 @@ class Evaluator:
         self.reference = Reference(train, heldout, self._real_energies, num_real)
         self._model = model
         self._drawn: dict[tuple[int, int], Pixels] = {}
+        self._readers: dict[tuple[ood.ImageSet, int], ood.SetReader] = {}
 
     @classmethod
     def from_checkpoint(cls, folder: Path, data: DataConfig | None = None, **sizes: int) -> "Evaluator":
@@ -98,13 +100,17 @@ class Evaluator:
         shards = self._shards(num_images)
         if num_images < 2:
             raise ConfigError(f"num_images = {num_images}: a score needs at least 2 images")
-        for name in metrics:
-            find_metric(name).prepare(self.reference)
+        self.prepare(metrics)
         partials = {shard: self.score_shard(metrics, shard, num_images, seed) for shard in range(shards)}
         return {
             name: self.finish(name, ((shard, found[name]) for shard, found in partials.items()), num_images, seed)
             for name in metrics
         }
+
+    def prepare(self, metrics: Sequence[str]) -> None:
+        """Refuse unknown metrics and data that do not fit them, before the first image is drawn."""
+        for name in metrics:
+            find_metric(name).prepare(self.reference)
 
     def score_shard(self, metrics: Sequence[str], shard: int, num_images: int, seed: int = 0) -> dict[str, Any]:
         """Each metric's partial of one shard of a set of `num_images`; any worker can make it, `finish` takes it."""
@@ -144,6 +150,39 @@ class Evaluator:
             "dataset": self.train.name,
             "data_fingerprint": self._fingerprint,
         }
+
+    def set_size(self, which: ood.ImageSet, limit: int) -> int:
+        """Images that `measure_set` covers. ConfigError for a conditional energy, DataError for missing files."""
+        if self._model.num_conditions:
+            raise ConfigError("metric ood: the energy is conditional; it needs one that is not (Table 3)")
+        return self._reader(which, limit).num_images
+
+    def measure_set(self, which: ood.ImageSet, start: int, stop: int, limit: int) -> ood.Columns:
+        """Energies and low-level quantities of images start to stop - 1 of a set thinned to `limit`."""
+        images = self._reader(which, limit).images(start, stop)
+        return ood.measure(images, self.energies(images))
+
+    def report_ood(self, found: Mapping[str, ood.Columns]) -> dict[str, Any]:
+        """The result of metric ood over whole sets, ready for JSON."""
+        return {
+            "metric": "ood",
+            **ood.report(found, ood.PUBLISHED if self.train.name == "cifar10" else {}),
+            "protocol": {
+                "compares": "-E(x) of held-out images with that of each other set, at the centres of the pixels' bins",
+                "weights": "ema",
+                "preprocessing": "every set resized (short side, antialiased), cropped to the centre, stored as uint8",
+                "name": "strict",
+            },
+            "checkpoint_digest": self.digest,
+            "dataset": self.train.name,
+            "data_fingerprint": self._fingerprint,
+        }
+
+    def _reader(self, which: ood.ImageSet, limit: int) -> ood.SetReader:
+        key = (which, limit)
+        if key not in self._readers:
+            self._readers = {key: ood.SetReader(which, self.heldout, limit)}  # one set at a time
+        return self._readers[key]
 
     @torch.no_grad()
     def energies(self, images: Pixels, condition: Float[Tensor, "n k"] | None = None) -> Float[np.ndarray, "n"]:

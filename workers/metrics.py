@@ -30,6 +30,9 @@ NUM_REAL = 10_000
 NUM_ENERGIES = 2000
 """Of those, the images whose energy is computed: a mean needs no more, and a large net is slow on a CPU."""
 
+NUM_NEIGHBORS = 5000
+"""Images of a set whose features are compared pair by pair; all pairs of more would need gigabytes."""
+
 CLASSIFIER_VALUES = 1024
 """Values per image up to which a logistic regression on pixels is a fair judge, and quick to train."""
 
@@ -92,6 +95,15 @@ class Reference:
     @cached_property
     def train_features(self) -> FeatureStats:
         return FeatureStats.from_features(self.extractor.features(self.train.images))
+
+    @cached_property
+    def some_features(self) -> dict[str, Float[np.ndarray, "n d"]]:
+        """Small features of at most NUM_NEIGHBORS images of `train`, `heldout` and `noise`."""
+        sets = {"train": self.train, "heldout": self.heldout, "noise": self.noise}
+        return {
+            name: self.extractor.features(real.images[_thinned(len(real.images), NUM_NEIGHBORS)])
+            for name, real in sets.items()
+        }
 
     @cached_property
     def heldout_nearest(self) -> Float[np.ndarray, "n"]:
@@ -191,6 +203,36 @@ def _finish_fid_small(generated: FeatureStats, real: Reference) -> dict[str, Any
     }
 
 
+def _finish_kid_small(generated: Float[np.ndarray, "n d"], real: Reference) -> dict[str, Any]:
+    kept, known = generated[_thinned(len(generated), NUM_NEIGHBORS)], real.some_features
+    return {
+        "value": scores.kernel_distance(kept, known["train"]),
+        "num_compared": {"generated": len(kept), "train": len(known["train"])},
+        "heldout": scores.kernel_distance(known["heldout"], known["train"]),
+        "noise": scores.kernel_distance(known["noise"], known["train"]),
+    }
+
+
+def _finish_precision_recall(generated: Float[np.ndarray, "n d"], real: Reference) -> dict[str, Any]:
+    known = real.some_features
+    # recall and coverage depend on the number of samples: equal counts on every side
+    count = min(len(generated), NUM_NEIGHBORS, *(len(features) for features in known.values()))
+    train = known["train"][_thinned(len(known["train"]), count)]
+
+    def against(features: Float[np.ndarray, "n d"]) -> dict[str, float]:
+        return scores.neighborhood_scores(train, features[_thinned(len(features), count)])
+
+    found = against(generated)
+    return {
+        "value": found["precision"],
+        **found,
+        "k": 5,
+        "num_compared": count,
+        "heldout": against(known["heldout"]),
+        "noise": against(known["noise"]),
+    }
+
+
 def _score_nearest(shard: Shard, real: Reference) -> tuple[np.ndarray, np.ndarray]:
     distance, nearest = scores.nearest_distance(shard.images.numpy(), real.train.images.numpy())
     return distance, real.train.index[nearest]
@@ -260,6 +302,21 @@ METRICS: dict[str, Metric] = {
         score=lambda shard, real: FeatureStats.from_features(real.extractor.features(shard.images)),
         merge=merge_all,
         finish=_finish_fid_small,
+    ),
+    "kid_small": Metric(
+        "unbiased squared MMD, kernel (x.y / d + 1)^3, in 128 random-filter features (not KID) of generated to "
+        "training images",
+        prepare=lambda real: real.some_features,
+        score=lambda shard, real: real.extractor.features(shard.images),
+        merge=np.concatenate,
+        finish=_finish_kid_small,
+    ),
+    "precision_recall_small": Metric(
+        "precision, recall, density, coverage in 128 random-filter features, k = 5, equal counts on both sides",
+        prepare=lambda real: real.some_features,
+        score=lambda shard, real: real.extractor.features(shard.images),
+        merge=np.concatenate,
+        finish=_finish_precision_recall,
     ),
     "nearest_train": Metric(
         "median L2 distance of generated images to the nearest training image, over that of held-out images",

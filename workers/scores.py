@@ -2,7 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ebm_core.errors import DataError
 
@@ -29,6 +29,101 @@ def auroc(positive: Float[np.ndarray, "n"], negative: Float[np.ndarray, "m"]) ->
     negative = _values(negative, "scores of negatives", least=1)
     truth = np.repeat([1, 0], [len(positive), len(negative)])
     return float(roc_auc_score(truth, np.concatenate([positive, negative])))
+
+
+def fpr_at_recall(positive: Float[np.ndarray, "n"], negative: Float[np.ndarray, "m"], recall: float = 0.95) -> float:
+    """Fraction of negatives that score at least the highest threshold which `recall` of the positives reach.
+
+    FPR95 at the default. Raises DataError for empty sets or values that are not finite.
+    """
+    positive = _values(positive, "scores of positives", least=1)
+    negative = _values(negative, "scores of negatives", least=1)
+    needed = int(np.ceil(recall * len(positive) - 1e-9))  # 0.95 * 100 is 95, not 96
+    threshold = np.sort(positive)[len(positive) - max(needed, 1)]
+    return float((negative >= threshold).mean())
+
+
+def detection(inside: Float[np.ndarray, "n"], outside: Float[np.ndarray, "m"]) -> dict[str, float]:
+    """How well a score, larger for in-distribution images, tells `inside` from `outside` (Table 3 reports AUROC).
+
+    `aupr_in`, `fpr95_in`: with in-distribution as the positive class; `aupr_out`, `fpr95_out`: with the other as the
+    positive class and the score negated. AUPR is the average precision; its chance level is the positives' share.
+    Raises DataError for empty sets or values that are not finite.
+    """
+    area = auroc(inside, outside)
+    scores, truth = np.concatenate([inside, outside]), np.repeat([1, 0], [len(inside), len(outside)])
+    return {
+        "auroc": area,
+        "aupr_in": float(average_precision_score(truth, scores)),
+        "aupr_out": float(average_precision_score(1 - truth, -scores)),
+        "fpr95_in": fpr_at_recall(inside, outside),
+        "fpr95_out": fpr_at_recall(-np.asarray(outside), -np.asarray(inside)),
+    }
+
+
+def auroc_interval(
+    inside: Float[np.ndarray, "n"], outside: Float[np.ndarray, "m"], rng: np.random.Generator, resamples: int = 1000
+) -> tuple[float, float]:
+    """95 % percentile bootstrap of `auroc`, both sets drawn anew with replacement."""
+    inside = _values(inside, "scores of in-distribution images", least=1)
+    outside = _values(outside, "scores of other images", least=1)
+    rank = np.unique(np.concatenate([inside, outside]), return_inverse=True)[1]
+    bins = int(rank.max()) + 1
+    ranks = rank[: len(inside)], rank[len(inside) :]
+    areas = np.empty(resamples)
+    for i in range(resamples):
+        high, low = (np.bincount(r[rng.integers(len(r), size=len(r))], minlength=bins) for r in ranks)
+        below = np.cumsum(low) - low / 2  # negatives under each value, ties counting half
+        areas[i] = (high * below).sum() / (len(inside) * len(outside))
+    return float(np.quantile(areas, 0.025)), float(np.quantile(areas, 0.975))
+
+
+def kernel_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (KID: Binkowski et al., 2018, over all pairs, no subsets).
+
+    Near 0, and as often below as above it, for sets of one distribution. Raises DataError for fewer than two samples.
+    """
+    if min(len(a), len(b)) < 2 or a.shape[1:] != b.shape[1:]:
+        raise DataError(f"kernel distance of features {a.shape} and {b.shape}: need two samples each, equal features")
+
+    def total(x: np.ndarray, y: np.ndarray) -> float:
+        parts = range(0, len(x), CHUNK_ROWS)
+        return float(sum(((x[i : i + CHUNK_ROWS] @ y.T / x.shape[1] + 1) ** 3).sum() for i in parts))
+
+    def own(x: np.ndarray) -> float:
+        return float((((x**2).sum(axis=1) / x.shape[1] + 1) ** 3).sum())
+
+    n, m = len(a), len(b)
+    within = (total(a, a) - own(a)) / (n * (n - 1)) + (total(b, b) - own(b)) / (m * (m - 1))
+    return within - 2 * total(a, b) / (n * m)
+
+
+def neighborhood_scores(
+    real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m d"], k: int = 5
+) -> dict[str, float]:
+    """Precision, recall (Kynkaanniemi et al., 2019), density, coverage (Naeem et al., 2020) from k-th neighbours.
+
+    precision: generated samples within some real sample's k-neighbour ball; recall: the reverse. density: mean number
+    of such balls around a generated sample, over k. coverage: real balls that hold a generated sample. Raises DataError
+    unless both sets have more than k samples.
+    """
+    if min(len(real), len(generated)) <= k:
+        raise DataError(f"{len(real)} real and {len(generated)} generated images: need more than k = {k} of each")
+    between = _squared_distances(real, generated)
+    real_radius = np.partition(_squared_distances(real, real), k, axis=1)[:, k]  # the nearest is the sample itself
+    generated_radius = np.partition(_squared_distances(generated, generated), k, axis=1)[:, k]
+    inside = between <= real_radius[:, None]
+    return {
+        "precision": float(inside.any(axis=0).mean()),
+        "recall": float((between <= generated_radius).any(axis=1).mean()),
+        "density": float(inside.sum(axis=0).mean() / k),
+        "coverage": float(inside.any(axis=1).mean()),
+    }
+
+
+def _squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
+    squared = (x**2).sum(axis=1)[:, None] - 2 * (x @ y.T) + (y**2).sum(axis=1)
+    return squared.clip(min=0)
 
 
 def nearest_distance(images: np.ndarray, reference: np.ndarray) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:

@@ -19,23 +19,6 @@ from workers.pictures import grid_png
 
 
 @pytest.fixture
-def cluster():
-    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: a socket's path has at most 107 characters
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        namespace="score-actor",
-        log_to_driver=False,
-        configure_logging=False,
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
 def two_threads():
     """As many as the actor has: the number of threads can change the last bit of a sum."""
     before = torch.get_num_threads()

@@ -62,7 +62,7 @@ def test_missing_and_unknown_shards_are_refused(shards):
 
 
 def test_an_unknown_metric_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="'fid'; known: energy_gap, fid_small, nearest_train, classifier"):
+    with pytest.raises(ConfigError, match="'fid'; known: energy_gap, fid_small, kid_small"):
         find_metric("fid")
 
 

@@ -1,0 +1,154 @@
+"""`ebm evaluate` on a stored run: one set of numbers whatever the actors, and one line for what does not fit."""
+
+import io
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+
+from ebm_core import checkpoint
+from ebm_core.errors import CheckpointError, ConfigError, DataError
+from ebm_core.manifest import describe, manifest_bytes
+from ebm_core.trainer import init_state
+from orchestrator import runs
+from orchestrator.cluster import ClusterError
+from orchestrator.config import core_config, job_preset, override
+from orchestrator.evaluate import Pool, evaluate, ood_rows, table_rows
+from orchestrator.storage import Run, RunStore
+from workers import ood
+
+STEP = 4
+
+
+def store_run(root: Path, *settings: str) -> Run:
+    """A run with one checkpoint of an untrained energy."""
+    job = override(job_preset("digits"), [f"storage={root}", "name=tiny", "sampler.generate_steps=2", *settings])
+    cfg = core_config(job)
+    store = RunStore(str(root))
+    runs.create(store, job, runs.provenance(job))
+    run = store.run("tiny")
+    state = replace(init_state(cfg), step=STEP)
+    with tempfile.TemporaryDirectory() as temp:
+        names = checkpoint.write_shared(state, cfg, Path(temp)) + checkpoint.write_shards(state, Path(temp))
+        attempt = run.new_attempt()
+        for name in names:
+            run.put_checkpoint_file(STEP, attempt, Path(temp) / name)
+        run.commit(STEP, attempt, manifest_bytes(describe(Path(temp), names), STEP))
+    return run
+
+
+@pytest.mark.cluster
+def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tmp_path: Path):
+    run = store_run(tmp_path)
+    found_run, step, found = evaluate("tiny", request(), storage=str(tmp_path))
+    assert (found_run.uri, step) == (run.uri, STEP)
+    first = stored(run)
+    names = ["fid_small.json", "kid_small.json", "ood-energies.parquet", "ood.json", "ood.png"]
+    assert [key.rpartition("/")[2] for key in sorted(first)] == [*names, "precision_recall_small.json"]
+    evaluate("tiny", request(num_actors=1), storage=str(tmp_path))
+    assert stored(run) == first
+
+    rows = pq.read_table(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood-energies.parquet"])).to_pylist()
+    columns = {
+        name: {key: np.array([row[key] for row in rows if row["set"] == name]) for key in ("energy", *ood.LOW_LEVEL)}
+        for name in ("heldout", "interpolation", "noise", "objects")
+    }
+    assert [len(column["energy"]) for column in columns.values()] == [297, 297, 297, 700]
+    again = ood.report(columns, {})
+    assert {key: found["ood"][key] for key in again} == again
+    assert np.asarray(Image.open(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood.png"]))).std() > 0
+
+    assert runs.read_scores(run, STEP).keys() == found.keys()
+    assert [row[0] for row in table_rows(found)][:3] == ["fid_small", "kid_small", "precision (small)"]
+    assert [row[0] for row in ood_rows(found["ood"])] == ["interpolation", "noise", "objects"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("settings", "changes", "kind", "said"),
+    [
+        ((), {"metrics": ("classifier", "ood"), "ood_sets": ("svhn",)}, DataError, "no test_32x32.mat"),
+        ((), {"ood_sets": ("noise", "noise")}, ConfigError, "each set once"),
+        ((), {"ood_sets": ("nothing",)}, ConfigError, "known are"),
+        ((), {"num_actors": 3}, ClusterError, "this Ray has 2 CPUs"),
+        (("data.condition=label",), {"metrics": ("ood",)}, ConfigError, "conditional"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_stores_nothing(cluster, tmp_path: Path, settings, changes, kind, said):
+    run = store_run(tmp_path, f"data.root={tmp_path}", *settings)
+    with pytest.raises(kind, match=said) as error:
+        evaluate("tiny", request(**changes), storage=str(tmp_path))
+    assert type(error.value) is kind  # not Ray's own, whose text is a traceback
+    assert stored(run) == {}
+
+
+def test_steps_and_runs_that_are_not_there(tmp_path: Path):
+    run = store_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"--checkpoint 9: run tiny has 4"):
+        evaluate("tiny", request(), storage=str(tmp_path), step=9)
+    with pytest.raises(ConfigError, match="there are tiny"):
+        evaluate("other", request(), storage=str(tmp_path))
+    for info in list(run.list("checkpoints/")):
+        run.store.objects.delete(f"tiny/{info.key}")
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        evaluate("tiny", request(), storage=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metrics": ()}, "known: energy_gap"),
+        ({"metrics": ("fid",)}, "Inception-V3"),
+        ({"metrics": ("fit_small",)}, "unknown"),
+        ({"num_images": 1}, "at least 2"),
+        ({"ood_images": 0}, "at least 1"),
+        ({"num_actors": 0}, "at least 1"),
+    ],
+)
+def test_requests_are_checked_before_anything_starts(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        request(**changes)
+
+
+class Dying:
+    """Squares numbers; the process dies the first time that it meets 3."""
+
+    def call(self, number: int, folder: str) -> int:
+        import os
+
+        mark = Path(folder) / "died"
+        if number == 3 and not mark.exists():
+            mark.touch()
+            os._exit(1)
+        if number < 0:
+            raise DataError("negative")
+        return number**2
+
+
+@pytest.mark.cluster
+def test_an_actor_that_dies_is_replaced_and_its_call_made_again(cluster, tmp_path: Path):
+    heard: list[str] = []
+    calls = {n: (n, str(tmp_path)) for n in range(7)}
+    with Pool(lambda: ray.remote(num_cpus=1)(Dying).remote(), 2, heard.append) as pool:
+        assert pool.run(calls) == {n: n**2 for n in range(7)}
+        assert heard == ["a scoring actor died; its shard is made again"]
+        with pytest.raises(DataError, match=r"^negative$"):
+            pool.run({0: (-1, str(tmp_path))})
+
+
+class Dead:
+    def call(self) -> None:
+        import os
+
+        os._exit(1)
+
+
+@pytest.mark.cluster
+def test_actors_that_keep_dying_end_the_evaluation(cluster):
+    with Pool(lambda: ray.remote(num_cpus=1)(Dead).remote(), 1) as pool, pytest.raises(ClusterError, match="4 scoring"):
+        pool.run({0: ()})
