@@ -18,7 +18,7 @@ from ebm_core.trainer import init_state
 from orchestrator import runs
 from orchestrator.cluster import ClusterError
 from orchestrator.config import core_config, job_preset, override
-from orchestrator.evaluate import Pool, evaluate, ood_rows, table_rows
+from orchestrator.evaluate import EvaluationRequest, Pool, evaluate, ood_rows, table_rows
 from orchestrator.storage import Run, RunStore
 from workers import ood
 
@@ -40,6 +40,21 @@ def store_run(root: Path, *settings: str) -> Run:
             run.put_checkpoint_file(STEP, attempt, Path(temp) / name)
         run.commit(STEP, attempt, manifest_bytes(describe(Path(temp), names), STEP))
     return run
+
+
+def request(**changes) -> EvaluationRequest:
+    plain = EvaluationRequest(
+        metrics=("fid_small", "kid_small", "precision_recall_small", "ood"),
+        num_images=150,
+        ood_sets=("interpolation", "noise", "objects"),
+        ood_images=700,
+        num_actors=2,
+    )
+    return replace(plain, **changes)
+
+
+def stored(run: Run) -> dict[str, bytes]:
+    return {info.key: run.read_bytes(info.key) for info in run.list("evaluations/")}
 
 
 @pytest.mark.cluster
