@@ -182,7 +182,9 @@ def _show_evaluation(uri: str, step: int, found: dict[str, Any]) -> None:
             "Table 3",
         )
         show(title, columns, ood_rows(found[OOD]))
-        console.print("variation, PNG, std: AUROC of an image's total variation, PNG size and pixel spread, untrained")
+        console.print(
+            "variation, PNG, std: AUROC of total variation, PNG size and pixel spread, untrained; more counts as inside"
+        )
     console.print(f"written to {uri}/evaluations/", soft_wrap=True)
 
 

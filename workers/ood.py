@@ -121,7 +121,8 @@ LOW_LEVEL: Mapping[str, Callable[[Pixels], np.ndarray]] = {
     "png_bytes": png_bytes,
     "pixel_std": pixel_std,
 }
-"""Stand-ins for the energy that know nothing of the data; minus each is a score like -E."""
+"""Stand-ins for -E that know nothing of the data: the richer in detail, the more in distribution. With CIFAR-10 inside,
+this sign reaches much of Table 3 without training, since SVHN and mixed images are smooth."""
 
 Columns = Mapping[str, Float[np.ndarray, "n"]]
 """`energy` and each of LOW_LEVEL of the images of one set."""
@@ -158,7 +159,7 @@ def report(found: Mapping[str, Columns], published: Mapping[str, float]) -> dict
             "num_images": len(other),
             "published_auroc": published.get(name),
             "low_level_auroc": {
-                key: scores.auroc(-found[INSIDE][key], -found[name][key]) for key in LOW_LEVEL
+                key: scores.auroc(found[INSIDE][key], found[name][key]) for key in LOW_LEVEL
             },
         }  # fmt: skip
     counted = [name for name in outside if name != "noise"] or outside
