@@ -39,7 +39,6 @@ check: $(VENV)/installed-dev
 # Speed and memory as ratios measured in one run: about half an hour on two cores, most of it compiling the first time.
 # BENCH_ARGS='--only augmentation cost_curves' runs a part.
 bench bench-check: $(VENV)/installed-dev
-	$(BIN)/python -m pip install --quiet -e '.[bench]' -c constraints.txt
 	OMP_NUM_THREADS=2 $(BIN)/python -u -m benchmarks.bench $(if $(filter bench-check,$@),--check benchmarks/recorded.json) $(BENCH_ARGS)
 
 clean:

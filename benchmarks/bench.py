@@ -6,7 +6,6 @@ first call cost.
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import platform
@@ -27,7 +26,7 @@ from ebm_core.buffer import ReservoirBuffer
 from ebm_core.config import BufferConfig, EngineConfig, TrainConfig
 from ebm_core.engine import keep_freed_memory
 from ebm_core.presets import cifar10, digits
-from ebm_core.profile import NETWORK, Clock, clocked, convolution_ceiling
+from ebm_core.profile import NETWORK, Clock, clocked, convolution_ceiling, langevin_flops
 from ebm_core.rng import Shards, stream
 from ebm_core.sampler import chain, langevin_step
 from ebm_core.trainer import TrainState, init_state, train_step
@@ -107,7 +106,7 @@ def langevin_and_steps(rounds: int) -> Iterator[Row]:
             lambda: plain_langevin_step(trainer.energy, x, cfg.sampler, noise),
             lambda frozen=frozen, cfg=cfg: langevin_step(frozen, x, cfg.sampler, rng),
         )
-        flops = 28.8e9
+        flops = langevin_flops(state, cfg)
         reached = flops / ours / ceiling[engine.precision]
         target = {"float32 compiled": 1.9, "bfloat16 compiled": 3.2}.get(name)
         note = f"{1e3 * plain:.0f} and {1e3 * ours:.0f} ms; {reached:.0%} of a convolution's rate"
@@ -147,8 +146,7 @@ def against_torchebm(rounds: int) -> Iterator[Row]:
     import warnings
 
     warnings.simplefilter("ignore")
-    # imported by name: `make bench` installs it, `make check` does without
-    core, samplers = importlib.import_module("torchebm.core"), importlib.import_module("torchebm.samplers")
+    from torchebm import core, samplers
 
     class Wrapped(core.BaseModel):
         def __init__(self, energy: torch.nn.Module) -> None:
