@@ -113,7 +113,9 @@ def evaluate(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
     ],
-    metrics: Annotated[str, typer.Option(help="Names, separated by commas: ood, or those of training's scores.")],
+    metrics: Annotated[
+        str, typer.Option(help="Names, separated by commas: ood, chains, or those of training's scores.")
+    ],
     checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
     num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
@@ -123,6 +125,8 @@ def evaluate(
         typer.Option(metavar="NAME[=FOLDER]", help="A set for the metric ood; give it once per set."),
     ] = None,
     ood_images: Annotated[int, typer.Option(min=1, help="At most so many images of each set.")] = 10_000,
+    chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
+    chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
     storage: Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")] = "./runs",
     address: Address = None,
 ) -> None:
@@ -138,6 +142,8 @@ def evaluate(
         num_images=num_images,
         seed=seed,
         num_actors=actors,
+        num_chains=chains,
+        chain_steps=chain_steps,
         ood_images=ood_images,
         **({"ood_sets": tuple(ood)} if ood else {}),
     )
@@ -151,7 +157,7 @@ def _show_evaluation(uri: str, step: int, found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from orchestrator.evaluate import OOD, ood_rows, table_rows
+    from orchestrator.evaluate import CHAINS, OOD, STUDIES, chain_rows, ood_rows, table_rows
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
@@ -163,7 +169,7 @@ def _show_evaluation(uri: str, step: int, found: dict[str, Any]) -> None:
             table.add_row(*row)
         console.print(table)
 
-    plain = [document for name, document in found.items() if name != OOD]
+    plain = [document for name, document in found.items() if name not in STUDIES]
     if plain:
         title = f"step {step}, {plain[0]['num_images']} generated images, seed {plain[0]['seed']}, averaged weights"
         show(title, ("score", "samples", "real, held out", "noise"), table_rows(found))
@@ -185,6 +191,10 @@ def _show_evaluation(uri: str, step: int, found: dict[str, Any]) -> None:
         console.print(
             "variation, PNG, std: AUROC of total variation, PNG size and pixel spread, untrained; more counts as inside"
         )
+    if CHAINS in found:
+        title = f"{found[CHAINS]['num_chains']} long chains, step {step}"
+        columns = ("kind", "steps", "fid_small", "energy", "gradient", "clamped", "variation", "distance")
+        show(title, columns, chain_rows(found[CHAINS]))
     console.print(f"written to {uri}/evaluations/", soft_wrap=True)
 
 

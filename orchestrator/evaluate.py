@@ -23,11 +23,19 @@ from orchestrator.score_job import FetchCheckpoint
 from orchestrator.storage import Run, step_name
 from workers import ood
 from workers.actor import evaluator_actor
+from workers.chains import NUM_TIMES, STRIP_CHAINS, VARIANTS
 from workers.generate import SHARD_SIZE
 from workers.metrics import METRICS
+from workers.pictures import curves_png, strip_png
 
 OOD = "ood"
 """The score that is made of image sets, not of generated images."""
+
+CHAINS = "chains"
+"""The study of long chains (Fig. 5 to 8)."""
+
+STUDIES = (OOD, CHAINS)
+"""What is known to `ebm evaluate` beside METRICS."""
 
 OOD_SHARD = 500
 """Images of a set in one call."""
@@ -50,24 +58,32 @@ class EvaluationRequest:
     """NAME or NAME=FOLDER each; the held-out split is always there."""
     ood_images: int = 10_000
     """Largest number of images of a set; a larger one is thinned evenly."""
+    num_chains: int = 64
+    """Chains of the study of long chains."""
+    chain_steps: int = 1000
+    """Their steps; the paper goes up to 3,000."""
     num_actors: int | None = None
     """None: one per CPU of the cluster."""
 
     def __post_init__(self) -> None:
         if not self.metrics:
-            raise ConfigError(f"--metrics names nothing; known: {', '.join((*METRICS, OOD))}")
+            raise ConfigError(f"--metrics names nothing; known: {', '.join((*METRICS, *STUDIES))}")
         for name in self.metrics:
             if name in ("fid", "kid", "inception_score"):
                 raise ConfigError(
                     f"--metrics {name}: needs Inception-V3 features, which this version does not have; "
                     "fid_small and kid_small are stand-ins that cannot be compared with published numbers"
                 )
-            if name != OOD and name not in METRICS:
-                raise ConfigError(f"--metrics {name}: unknown; known: {', '.join((*METRICS, OOD))}")
+            if name not in (*METRICS, *STUDIES):
+                raise ConfigError(f"--metrics {name}: unknown; known: {', '.join((*METRICS, *STUDIES))}")
         if self.num_images < 2:
             raise ConfigError(f"--num-images {self.num_images}: a score needs at least 2")
         if self.ood_images < 1:
             raise ConfigError(f"--ood-images {self.ood_images}: at least 1")
+        if self.num_chains < 2:
+            raise ConfigError(f"--chains {self.num_chains}: distances between chains need at least 2")
+        if self.chain_steps < NUM_TIMES:
+            raise ConfigError(f"--chain-steps {self.chain_steps}: at least {NUM_TIMES}, the times that are looked at")
         if self.num_actors is not None and self.num_actors < 1:
             raise ConfigError(f"--actors {self.num_actors}: at least 1")
 
@@ -106,15 +122,28 @@ def evaluate(
         run.write_bytes(f"{folder}/ood-energies.parquet", _parquet(columns))
         title = f"energies of {run.name} at step {step}"
         run.write_bytes(f"{folder}/ood.png", ood.histograms_png(columns, title))
+    if CHAINS in found:
+        _store_chains(run, folder, found[CHAINS])
     for name, document in found.items():
         run.write_json(f"{folder}/{name}.json", document)
     return run, step, found
 
 
+def _store_chains(run: Run, folder: str, document: dict[str, Any]) -> None:
+    """Pictures of the study: curves over steps, and every variant's first chains from left to right."""
+    for name, study in document.pop("studies").items():
+        strip = study.states[:, :STRIP_CHAINS].transpose(0, 1)
+        run.write_bytes(f"{folder}/chains-{name}.png", strip_png(strip))
+    curves = {name: (one["steps"][1:], one["fid_small"][1:]) for name, one in document["variants"].items()}
+    title = f"{document['num_chains']} chains of {run.name} running on"
+    label = "fid_small to training images"
+    run.write_bytes(f"{folder}/chains.png", curves_png(curves, title, label, xlabel="Langevin step"))
+
+
 def _score(
     pool: "Pool", step: int, request: EvaluationRequest, sets: Sequence[ood.ImageSet]
 ) -> dict[str, dict[str, Any]]:
-    names = tuple(name for name in request.metrics if name != OOD)
+    names = tuple(name for name in request.metrics if name not in STUDIES)
     found: dict[str, dict[str, Any]] = {}
     size = dict[str, int]()
     if OOD in request.metrics:  # what cannot be read is refused before the long work
@@ -139,6 +168,11 @@ def _score(
         parts = pool.run(calls)
         columns = {which.name: _joined([parts[key] for key in calls if key[0] == which.name]) for which in sets}
         found[OOD] = pool.run({0: (step, "report_ood", columns)})[0] | {"columns": columns}
+    if CHAINS in request.metrics:
+        size_of = (request.num_chains, request.chain_steps, request.seed)
+        studies = pool.run({name: (step, "run_chains", name, *size_of) for name in VARIANTS})
+        document = pool.run({0: (step, "report_chains", studies, request.seed)})[0]
+        found[CHAINS] = document | {"studies": studies}
     return found
 
 
@@ -217,7 +251,7 @@ def table_rows(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     def text(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
-    plain = {name: document for name, document in found.items() if name != OOD}
+    plain = {name: document for name, document in found.items() if name not in STUDIES}
     return [(name, text(ours), text(real), text(noise)) for name, ours, real, noise in score_rows(plain)]
 
 
@@ -237,4 +271,15 @@ def ood_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 "-" if published is None else f"{published:.2f}",
             )
         )
+    return rows
+
+
+def chain_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """(variant, step, fid_small, energy, gradient norm, clamped, variation, distance between chains) as text."""
+    rows = []
+    keys = ("fid_small", "energy", "gradient_norm", "clamped_fraction", "total_variation", "pairwise_distance")
+    for name, one in document["variants"].items():
+        last = len(one["steps"]) - 1
+        for i in sorted({last // 10, last // 2, last}):
+            rows.append((name, str(one["steps"][i]), *(f"{one[key][i]:.4g}" for key in keys)))
     return rows

@@ -20,7 +20,7 @@ from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels
-from workers import ood
+from workers import chains, ood
 from workers.generate import SHARD_SIZE, generate_shard, shard_condition
 from workers.metrics import NUM_REAL, Reference, Shard, combine, find_metric
 
@@ -167,12 +167,40 @@ class Evaluator:
         return {
             "metric": "ood",
             **ood.report(found, ood.PUBLISHED if self.train.name == "cifar10" else {}),
-            "protocol": {
-                "compares": "-E(x) of held-out images with that of each other set, at the centres of the pixels' bins",
-                "weights": "ema",
-                "preprocessing": "every set resized (short side, antialiased), cropped to the centre, stored as uint8",
-                "name": "strict",
-            },
+            **self._provenance(
+                "-E(x) of held-out images with that of each other set, at the centres of the pixels' bins",
+                preprocessing="every set resized (short side, antialiased), cropped to the centre, stored as uint8",
+                name="strict",
+            ),
+        }
+
+    def run_chains(self, variant: str, num_chains: int, num_steps: int, seed: int = 0) -> chains.Study:
+        """A pool of long chains from noise, of one of `chains.VARIANTS`."""
+        condition = shard_condition(self._rows, 0, num_chains)
+        return chains.run_variant(
+            self._model,
+            self.cfg,
+            variant,
+            num_chains=num_chains,
+            num_steps=num_steps,
+            seed=seed,
+            condition=condition,
+        )
+
+    def report_chains(self, found: Mapping[str, chains.Study], seed: int = 0) -> dict[str, Any]:
+        """The result of metric chains, ready for JSON."""
+        compares = "a pool of chains from noise, run on: as at test time, without transitions, without noise"
+        return {
+            "metric": "chains",
+            **chains.report(found, self.reference.frechet),
+            "seed": seed,
+            **self._provenance(compares),
+        }
+
+    def _provenance(self, compares: str, **protocol: str) -> dict[str, Any]:
+        """What every study says of where its numbers come from."""
+        return {
+            "protocol": {"compares": compares, "weights": "ema", "sampler": to_tree(self.cfg.sampler), **protocol},
             "checkpoint_digest": self.digest,
             "dataset": self.train.name,
             "data_fingerprint": self._fingerprint,
