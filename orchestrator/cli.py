@@ -8,6 +8,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from orchestrator import cli_evaluate
+from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, open_console, print_table
+
 app = typer.Typer(
     name="ebm",
     help="Train, sample and score energy-based models (improved contrastive divergence) on PyTorch and Ray.",
@@ -18,20 +21,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get data sets, and check the files of one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045 (typer reads this form)
-    typer.Argument(
-        metavar="[PATH=VALUE]...", help="Settings such as train.num_steps=1000; `ebm config PRESET` lists all."
-    ),
-]
-Preset = Annotated[str, typer.Argument(metavar="PRESET", help="digits, mnist, fashion_mnist, cifar10, celeba_hq, ...")]
-Address = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        help="Ray to join (HOST:PORT). Default: RAY_ADDRESS, else what `ray start` left here, else a local Ray."
-    ),
-]
+app.command()(cli_evaluate.evaluate)
 
 
 @app.command()
@@ -56,24 +46,20 @@ def train(preset: Preset, settings: Settings = None, address: Address = None) ->
 
 
 def _show_result(result: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from orchestrator.runs import score_rows
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = open_console()
     if result.already_finished:
         console.print(f"run {result.name} is finished: it has all {result.num_steps} steps", markup=False)
-    console.print(f"run   {result.uri}", markup=False)
+    console.print(f"run   {result.uri}", markup=False, soft_wrap=True)
     if result.grid:
-        console.print(f"grid  {result.uri}/{result.grid}", markup=False)
+        console.print(f"grid  {result.uri}/{result.grid}", markup=False, soft_wrap=True)
     if result.scores:
-        table = Table(title=f"scores at step {result.step}", title_justify="left", show_edge=False, pad_edge=False)
-        for column in ("score", "samples", "real, held out", "noise"):
-            table.add_column(column, justify="left" if column == "score" else "right")
-        for row in score_rows(result.scores):
-            table.add_row(row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))
-        console.print(table)
+        rows = (
+            (row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))
+            for row in score_rows(result.scores)
+        )
+        print_table(f"scores at step {result.step}", ("score", "samples", "real, held out", "noise"), rows)
 
 
 @app.command()
@@ -109,106 +95,14 @@ def profile(
 
 
 @app.command()
-def evaluate(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
-    ],
-    metrics: Annotated[
-        str, typer.Option(help="Names, separated by commas: ood, chains, or those of training's scores.")
-    ],
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
-    num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
-    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors, one CPU each. Default: all CPUs.")] = None,
-    ood: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="NAME[=FOLDER]", help="A set for the metric ood; give it once per set."),
-    ] = None,
-    ood_images: Annotated[int, typer.Option(min=1, help="At most so many images of each set.")] = 10_000,
-    chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
-    chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
-    storage: Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")] = "./runs",
-    address: Address = None,
-) -> None:
-    """Score a stored checkpoint on Ray and write the results beside it.
-
-    Example: ebm evaluate digits-0001 --metrics fid_small,kid_small,ood --ood interpolation --ood noise
-    """
-    from orchestrator.evaluate import EvaluationRequest
-    from orchestrator.evaluate import evaluate as score
-
-    request = EvaluationRequest(
-        metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),
-        num_images=num_images,
-        seed=seed,
-        num_actors=actors,
-        num_chains=chains,
-        chain_steps=chain_steps,
-        ood_images=ood_images,
-        **({"ood_sets": tuple(ood)} if ood else {}),
-    )
-    stored, step, found = score(
-        run, request, storage=storage, step=checkpoint, address=address, say=lambda text: print(text, file=sys.stderr)
-    )
-    _show_evaluation(stored.uri, step, found)
-
-
-def _show_evaluation(uri: str, step: int, found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from orchestrator.evaluate import CHAINS, OOD, STUDIES, chain_rows, ood_rows, table_rows
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-    def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-        for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-
-    plain = [document for name, document in found.items() if name not in STUDIES]
-    if plain:
-        title = f"step {step}, {plain[0]['num_images']} generated images, seed {plain[0]['seed']}, averaged weights"
-        show(title, ("score", "samples", "real, held out", "noise"), table_rows(found))
-    if OOD in found:
-        title = f"out of distribution, step {step}: {found[OOD]['num_inside']} held-out images against"
-        columns = (
-            "set",
-            "images",
-            "AUROC (95 %)",
-            "AUPR in",
-            "AUPR out",
-            "FPR95",
-            "variation",
-            "PNG",
-            "std",
-            "Table 3",
-        )
-        show(title, columns, ood_rows(found[OOD]))
-        console.print(
-            "variation, PNG, std: AUROC of total variation, PNG size and pixel spread, untrained; more counts as inside"
-        )
-    if CHAINS in found:
-        title = f"{found[CHAINS]['num_chains']} long chains, step {step}"
-        columns = ("kind", "steps", "fid_small", "energy", "gradient", "clamped", "variation", "distance")
-        show(title, columns, chain_rows(found[CHAINS]))
-    console.print(f"written to {uri}/evaluations/", soft_wrap=True)
-
-
-@app.command()
 def sample(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
-    ],
+    run: RunName,
     count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images.")] = 64,
     out: Annotated[Optional[Path], typer.Option(help="PNG file to write. Default: <run>-<step>.png here.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(min=0, help="Samples of one seed are the same each time.")] = 0,
     checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Langevin steps. Default: sampler.generate_steps.")] = None,
-    storage: Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")] = "./runs",
+    storage: Storage = "./runs",
 ) -> None:
     """Draw images from the averaged (EMA) model of a stored run."""
     from orchestrator.sample import draw_grid
@@ -219,7 +113,6 @@ def sample(
 @app.command()
 def runs(storage: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix.")] = "./runs") -> None:
     """List what is stored."""
-    from rich.console import Console
     from rich.table import Table
 
     from orchestrator.runs import summaries
@@ -238,7 +131,7 @@ def runs(storage: Annotated[str, typer.Option(help="A folder or s3://bucket/pref
         modified = line.modified.astimezone().strftime("%Y-%m-%d %H:%M") if line.modified else "-"
         steps = f"{line.step}/{line.num_steps}"
         table.add_row(line.name, line.data, steps, line.state, number(line.energy_gap), scores or "-", modified)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    open_console().print(table)
 
 
 @app.command()

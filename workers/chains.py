@@ -55,8 +55,9 @@ def run_variant(
     """Run `num_chains` chains for `num_steps` steps from U(0, 1) noise.
 
     Curves: mean energy; gradient_norm, mean |dE/dx|; clamped_fraction, pixels at 0 or 1; total_variation per image;
-    pairwise_distance and nearest_distance, mean L2 between chains, in pixels. Raises ConfigError for an unknown variant,
-    fewer than two chains or fewer than NUM_TIMES steps, CheckpointError when a chain leaves the finite numbers.
+    pairwise_distance and nearest_distance, mean L2 between chains, in pixels. Raises ConfigError for an unknown
+    variant, fewer than two chains or fewer than NUM_TIMES steps, CheckpointError when a chain leaves the finite
+    numbers.
     """
     if variant not in VARIANTS:
         raise ConfigError(f"unknown kind of chain {variant!r}; known: {', '.join(VARIANTS)}")

@@ -18,7 +18,8 @@ from ebm_core.trainer import init_state
 from orchestrator import runs
 from orchestrator.cluster import ClusterError
 from orchestrator.config import core_config, job_preset, override
-from orchestrator.evaluate import EvaluationRequest, Pool, evaluate, ood_rows, table_rows
+from orchestrator.evaluate import EvaluationRequest, evaluate, tables
+from orchestrator.pool import Pool
 from orchestrator.storage import Run, RunStore
 from workers import ood
 
@@ -44,10 +45,12 @@ def store_run(root: Path, *settings: str) -> Run:
 
 def request(**changes) -> EvaluationRequest:
     plain = EvaluationRequest(
-        metrics=("fid_small", "kid_small", "precision_recall_small", "ood"),
+        metrics=("fid_small", "kid_small", "precision_recall_small", "ood", "chains"),
         num_images=150,
         ood_sets=("interpolation", "noise", "objects"),
         ood_images=700,
+        num_chains=3,
+        chain_steps=20,
         num_actors=2,
     )
     return replace(plain, **changes)
@@ -63,8 +66,9 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     found_run, step, found = evaluate("tiny", request(), storage=str(tmp_path))
     assert (found_run.uri, step) == (run.uri, STEP)
     first = stored(run)
+    pictures = ["chains-descent.png", "chains-no_transitions.png", "chains-test_time.png", "chains.json", "chains.png"]
     names = ["fid_small.json", "kid_small.json", "ood-energies.parquet", "ood.json", "ood.png"]
-    assert [key.rpartition("/")[2] for key in sorted(first)] == [*names, "precision_recall_small.json"]
+    assert [key.rpartition("/")[2] for key in sorted(first)] == [*pictures, *names, "precision_recall_small.json"]
     evaluate("tiny", request(num_actors=1), storage=str(tmp_path))
     assert stored(run) == first
 
@@ -79,8 +83,10 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     assert np.asarray(Image.open(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood.png"]))).std() > 0
 
     assert runs.read_scores(run, STEP).keys() == found.keys()
-    assert [row[0] for row in table_rows(found)][:3] == ["fid_small", "kid_small", "precision (small)"]
-    assert [row[0] for row in ood_rows(found["ood"])] == ["interpolation", "noise", "objects"]
+    plain, outside, chains = tables(found, STEP)
+    assert [row[0] for row in plain.rows][:3] == ["fid_small", "kid_small", "precision (small)"]
+    assert [row[0] for row in outside.rows] == ["interpolation", "noise", "objects"]
+    assert [row[:2] for row in chains.rows[:3]] == [("test_time", "2"), ("test_time", "10"), ("test_time", "20")]
 
 
 @pytest.mark.cluster
@@ -117,9 +123,8 @@ def test_steps_and_runs_that_are_not_there(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"metrics": ()}, "known: energy_gap"),
-        ({"metrics": ("fid",)}, "Inception-V3"),
-        ({"metrics": ("fit_small",)}, "unknown"),
+        ({"num_chains": 1}, "at least 2"),
+        ({"chain_steps": 19}, "at least 20"),
         ({"num_images": 1}, "at least 2"),
         ({"ood_images": 0}, "at least 1"),
         ({"num_actors": 0}, "at least 1"),
@@ -128,6 +133,14 @@ def test_steps_and_runs_that_are_not_there(tmp_path: Path):
 def test_requests_are_checked_before_anything_starts(changes, said):
     with pytest.raises(ConfigError, match=said):
         request(**changes)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"), [((), "known: energy_gap"), (("fid",), "Inception-V3"), (("fit_small",), "unknown")]
+)
+def test_unknown_metrics_are_refused_before_the_run_is_looked_up(tmp_path: Path, metrics, said):
+    with pytest.raises(ConfigError, match=said):
+        evaluate("tiny", request(metrics=metrics), storage=str(tmp_path))
 
 
 class Dying:

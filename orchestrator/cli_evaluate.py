@@ -1,0 +1,54 @@
+"""`ebm evaluate`."""
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from orchestrator.cli_options import Address, RunName, Storage, open_console, print_table
+
+
+def evaluate(
+    run: RunName,
+    metrics: Annotated[
+        str, typer.Option(help="Names, separated by commas: ood, chains, or those of training's scores.")
+    ],
+    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
+    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors, one CPU each. Default: all CPUs.")] = None,
+    ood: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME[=FOLDER]", help="A set for the metric ood; give it once per set."),
+    ] = None,
+    ood_images: Annotated[int, typer.Option(min=1, help="At most so many images of each set.")] = 10_000,
+    chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
+    chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
+    storage: Storage = "./runs",
+    address: Address = None,
+) -> None:
+    """Score a stored checkpoint on Ray and write the results beside it.
+
+    Example: ebm evaluate digits-0001 --metrics fid_small,kid_small,ood --ood interpolation --ood noise
+    """
+    from orchestrator.evaluate import EvaluationRequest, tables
+    from orchestrator.evaluate import evaluate as score
+
+    request = EvaluationRequest(
+        metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),
+        num_images=num_images,
+        seed=seed,
+        num_actors=actors,
+        num_chains=chains,
+        chain_steps=chain_steps,
+        ood_images=ood_images,
+        **({"ood_sets": tuple(ood)} if ood else {}),
+    )
+    stored, step, found = score(
+        run, request, storage=storage, step=checkpoint, address=address, say=lambda text: print(text, file=sys.stderr)
+    )
+    for table in tables(found, step):
+        print_table(table.title, table.columns, table.rows)
+        if table.note:
+            open_console().print(table.note)
+    open_console().print(f"written to {stored.uri}/evaluations/", soft_wrap=True)

@@ -1,0 +1,44 @@
+"""Arguments and options that several commands share, and how tables are printed."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Optional
+
+import typer
+
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads this form)
+    typer.Argument(
+        metavar="[PATH=VALUE]...", help="Settings such as train.num_steps=1000; `ebm config PRESET` lists all."
+    ),
+]
+Preset = Annotated[str, typer.Argument(metavar="PRESET", help="digits, mnist, fashion_mnist, cifar10, celeba_hq, ...")]
+Address = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Ray to join (HOST:PORT). Default: RAY_ADDRESS, else what `ray start` left here, else a local Ray."
+    ),
+]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
+]
+Storage = Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")]
+
+
+def open_console() -> Any:
+    """Where tables go: as wide as the terminal, 160 columns in a pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column is text, the others numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    open_console().print(table)

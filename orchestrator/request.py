@@ -1,0 +1,39 @@
+"""What a person asks of `ebm evaluate`, checked before anything starts."""
+
+from dataclasses import dataclass
+
+from ebm_core.errors import ConfigError
+from workers import ood
+from workers.chains import NUM_TIMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What to score. `evaluate` checks the names of the metrics."""
+
+    metrics: tuple[str, ...]
+    num_images: int = 1000
+    """Generated images."""
+    seed: int = 0
+    ood_sets: tuple[str, ...] = ood.MADE
+    """NAME or NAME=FOLDER each; the held-out split is always there."""
+    ood_images: int = 10_000
+    """Largest number of images of a set; a larger one is thinned evenly."""
+    num_chains: int = 64
+    """Chains of the study of long chains."""
+    chain_steps: int = 1000
+    """Their steps; the paper goes up to 3,000."""
+    num_actors: int | None = None
+    """None: one per CPU of the cluster."""
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ConfigError(f"--num-images {self.num_images}: a score needs at least 2")
+        if self.ood_images < 1:
+            raise ConfigError(f"--ood-images {self.ood_images}: at least 1")
+        if self.num_chains < 2:
+            raise ConfigError(f"--chains {self.num_chains}: distances between chains need at least 2")
+        if self.chain_steps < NUM_TIMES:
+            raise ConfigError(f"--chain-steps {self.chain_steps}: at least {NUM_TIMES}, the times that are looked at")
+        if self.num_actors is not None and self.num_actors < 1:
+            raise ConfigError(f"--actors {self.num_actors}: at least 1")

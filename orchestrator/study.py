@@ -1,0 +1,51 @@
+"""What `ebm evaluate` knows beside scores of generated images: a study makes its own calls to the actors.
+
+`study_ood.py`, `study_chains.py` and so on hold one each; STUDIES in `evaluate.py` lists them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ebm_core.config import DataConfig
+from orchestrator.pool import Pool
+from orchestrator.request import EvaluationRequest
+from orchestrator.storage import Run
+
+Document = dict[str, Any]
+"""A result. What does not belong into its JSON is taken out by `store`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a study may use: the request, the actors, the step of the checkpoint and the data that it was trained on."""
+
+    request: EvaluationRequest
+    pool: Pool
+    step: int
+    trained: DataConfig
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for a person: its first column is text, the others numbers; `note` explains the columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One result of a checkpoint, made of calls to the evaluator."""
+
+    check: Callable[[EvaluationRequest, DataConfig], object]
+    """Refuses a request that cannot be met, before anything starts."""
+    prepare: Callable[[Asked], object]
+    """Refuses what cannot be read, before the long work of any metric."""
+    measure: Callable[[Asked], Document]
+    store: Callable[[Run, str, Document], None]
+    """Writes pictures and data below a folder of the run, and leaves what can be JSON in the document."""
+    tables: Callable[[Document, int], list[Table]]
+    """What a person sees of the document of a step."""
