@@ -1,6 +1,5 @@
 """`ebm sample`: images from the averaged model of a stored run."""
 
-import math
 import sys
 import tempfile
 from dataclasses import replace
@@ -13,7 +12,7 @@ from ebm_core.data import condition_table, load, num_conditions
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.types import Pixels
 from orchestrator.storage import Run, RunStore, step_name
-from workers.generate import SHARD_SIZE, generate_shard, shard_condition
+from workers.generate import generate_images
 from workers.pictures import grid_png
 
 
@@ -62,9 +61,7 @@ def sample_checkpoint(folder: Path, count: int, seed: int, num_steps: int | None
         rows = torch.eye(num_conditions(cfg.data))
     elif cfg.data.condition == "attributes":
         rows = condition_table(load(cfg.data, "train"), cfg.data)
-    shards = range(math.ceil(count / SHARD_SIZE))
-    parts = (generate_shard(model, cfg, seed=seed, shard=s, condition=shard_condition(rows, s)) for s in shards)
-    return torch.cat(list(parts))[:count]
+    return generate_images(model, cfg, seed=seed, count=count, rows=rows)
 
 
 def open_run(where: str, storage: str) -> Run:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,19 @@ from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels
 from workers import chains, ood
-from workers.generate import SHARD_SIZE, generate_shard, shard_condition
-from workers.metrics import NUM_REAL, Reference, Shard, combine, find_metric
+from workers.feature_metrics import FIELD_IMAGES, notes
+from workers.generate import BATCH_SIZE, SHARD_SIZE, generate_images, shard_condition
+from workers.metrics import NUM_REAL, Reference, Shard, find_metric
+from workers.scoring import Plan, RealSet, make_plan, score_all
+from workers.weights import Weights
 
 ENERGY_BATCH = 256
+
+PUBLISHED = {
+    "fid": {"value": 35.4, "where": "Table 1"},
+    "inception_score": {"value": 7.58, "where": "Table 1; Table 2 has 7.48 for the same model"},
+}
+"""What the paper reports for its own unconditional CIFAR-10 model; it does not say for how many images."""
 
 
 class Evaluator:
@@ -39,11 +48,15 @@ class Evaluator:
         digest: str,
         *,
         shard_size: int = SHARD_SIZE,
+        batch_size: int = BATCH_SIZE,
         num_real: int = NUM_REAL,
+        num_reference: int = FIELD_IMAGES,
+        weights: Weights | None = None,
     ) -> None:
-        """digest: names the checkpoint in every result. num_real: images of each split that scores compare with.
+        """digest: names the checkpoint in every result. num_real: images of each split that scores compare with;
+        num_reference: the same for Inception features. weights: of the extractors, None for this user's.
 
-        Raises ConfigError when the data's shape is not the model's, or shard_size or num_real is below 1.
+        Raises ConfigError when the data's shape is not the model's, or a size does not fit.
         """
         for dataset in (train, heldout):
             if dataset.image_shape != cfg.image_shape:
@@ -51,20 +64,25 @@ class Evaluator:
                     f"{dataset.name}: images of {dataset.image_shape}, but the model takes {cfg.image_shape}; "
                     "give the data settings that it was trained with"
                 )
-        if shard_size < 1 or num_real < 1:
-            raise ConfigError(f"shard_size = {shard_size}, num_real = {num_real}: both must be at least 1")
-        self.cfg, self.digest, self.shard_size = cfg, digest, shard_size
+        if min(shard_size, batch_size, num_real, num_reference) < 1 or shard_size % batch_size:
+            raise ConfigError(
+                f"shard_size = {shard_size}, batch_size = {batch_size}, num_real = {num_real}, num_reference = "
+                f"{num_reference}: all must be at least 1, and a shard a multiple of a batch"
+            )
+        self.cfg, self.digest, self.shard_size, self.batch_size = cfg, digest, shard_size, batch_size
         self.train, self.heldout = train, heldout
-        self.reference = Reference(train, heldout, self._real_energies, num_real)
+        self._num_real, self._num_reference = num_real, num_reference
+        device = next(model.parameters()).device
+        self.reference = Reference(train, heldout, self._real_energies, num_real, weights, device)
         self._model = model
-        self._drawn: dict[tuple[int, int], Pixels] = {}
+        self._drawn: tuple[int, Pixels] | None = None
         self._readers: dict[tuple[ood.ImageSet, int], ood.SetReader] = {}
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, data: DataConfig | None = None, **sizes: int) -> "Evaluator":
+    def from_checkpoint(cls, folder: Path, data: DataConfig | None = None, **options: Any) -> "Evaluator":
         """The averaged (EMA) energy of a checkpoint folder, verified, and its data set's train and test splits.
 
-        data: where the files are on this machine, if not where they were in training. sizes: `shard_size`, `num_real`.
+        data: where the files are on this machine, if not where they were in training. options: as above.
         Raises CheckpointError or DataError, and ConfigError where `data` is another data set than the checkpoint's.
         """
         model, cfg = load_energy(folder, "ema")
@@ -74,63 +92,76 @@ class Evaluator:
             if given != trained:
                 raise ConfigError(f"data.{setting} = {given!r}: the checkpoint was trained with {trained!r}; use that")
         digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-        return cls(model, cfg, load(data, "train"), load(data, "test"), digest, **sizes)
+        return cls(model, cfg, load(data, "train"), load(data, "test"), digest, **options)
 
-    def images(self, shard: int, seed: int = 0) -> Pixels:
-        """Generated images (shard_size c h w), uint8, of one shard; drawn once, then kept."""
-        key = (seed, shard)
-        if key not in self._drawn:
-            condition = shard_condition(self._rows, shard, self.shard_size)
-            self._drawn[key] = generate_shard(
-                self._model, self.cfg, seed=seed, shard=shard, count=self.shard_size, condition=condition
-            )
-        return self._drawn[key]
+    def images(self, shard: int, seed: int = 0, count: int | None = None) -> Pixels:
+        """The first `count` (None: all) generated images (count c h w), uint8, of one shard."""
+        return generate_images(
+            self._model,
+            self.cfg,
+            seed=seed,
+            count=self.shard_size if count is None else count,
+            first_batch=shard * (self.shard_size // self.batch_size),
+            batch_size=self.batch_size,
+            rows=self._rows,
+        )
 
     def grid(self, count: int = 64, seed: int = 0) -> Pixels:
         """The first `count` generated images (count c h w), uint8: those that `score` with this seed judges first."""
-        shards = self._shards(count)
-        return torch.cat([self.images(shard, seed) for shard in range(shards)])[:count]
+        if count < 1:
+            raise ConfigError(f"{count} images asked for: at least 1")
+        if self._drawn is not None and self._drawn[0] == seed and len(self._drawn[1]) >= count:
+            return self._drawn[1][:count]
+        return generate_images(
+            self._model, self.cfg, seed=seed, count=count, batch_size=self.batch_size, rows=self._rows
+        )
 
     def score(self, metrics: Sequence[str], num_images: int, seed: int = 0) -> dict[str, dict[str, Any]]:
         """Each metric's result over the first `num_images` images of `seed`, ready for JSON.
 
-        All or nothing: raises an EbmError where a metric is unknown, the data do not fit it, num_images is below 2, or
-        an energy or a score is not finite.
+        All or nothing: raises an EbmError where a metric is unknown, the data do not fit it, there are too few images,
+        or an energy or a score is not finite.
         """
-        shards = self._shards(num_images)
-        if num_images < 2:
-            raise ConfigError(f"num_images = {num_images}: a score needs at least 2 images")
-        self.prepare(metrics)
-        partials = {shard: self.score_shard(metrics, shard, num_images, seed) for shard in range(shards)}
-        return {
-            name: self.finish(name, ((shard, found[name]) for shard, found in partials.items()), num_images, seed)
-            for name in metrics
-        }
 
-    def prepare(self, metrics: Sequence[str]) -> None:
-        """Refuse unknown metrics and data that do not fit them, before the first image is drawn."""
-        for name in metrics:
-            find_metric(name).prepare(self.reference)
+        def run(calls: Mapping[Any, tuple[Any, ...]], take: Callable[[Any, Any], None]) -> None:
+            for key, (method, *arguments) in calls.items():
+                take(key, getattr(self, method)(*arguments))
+
+        return score_all(run, metrics, num_images, seed)
+
+    def make_plan(self, metrics: Sequence[str], num_images: int) -> Plan:
+        """What `score_all` has to do; refuses what does not fit before the first image is drawn."""
+        return make_plan(metrics, num_images, self.reference, self.shard_size, self._num_real, self._num_reference)
 
     def score_shard(self, metrics: Sequence[str], shard: int, num_images: int, seed: int = 0) -> dict[str, Any]:
-        """Each metric's partial of one shard of a set of `num_images`; any worker can make it, `finish` takes it."""
-        count = min(self.shard_size, num_images - shard * self.shard_size)
+        """Each metric's partial of one shard of a set of `num_images`; any worker can make it."""
+        first = shard * self.shard_size
+        count = min(self.shard_size, num_images - first)
         if shard < 0 or count < 1:
             raise ConfigError(f"shard {shard} of {self.shard_size} images lies outside {num_images} images")
-        images = self.images(shard, seed)[:count]
-        condition = shard_condition(self._rows, shard, self.shard_size)
-        energies = self.energies(images, None if condition is None else condition[:count])
-        part = Shard(images, energies)
+        images = self.images(shard, seed, count)
+        if shard == 0:
+            self._drawn = (seed, images)  # for the grid; keeping more would grow with num_images
+        rows = shard_condition(self._rows, shard, self.shard_size)
+        part = Shard(images, self.energies(images, None if rows is None else rows[:count]), first, num_images)
         return {name: find_metric(name).score(part, self.reference) for name in metrics}
 
+    def score_real(self, real: RealSet, shard: int) -> dict[str, Any]:
+        """Each metric's partial of one shard of a set of real images, or of noise."""
+        part = self.reference.real_shard(real.which, real.count, shard * self.shard_size, self.shard_size)
+        return {name: find_metric(name).score(part, self.reference) for name in real.metrics}
+
     def finish(
-        self, name: str, deliveries: Iterable[tuple[int, Any]], num_images: int, seed: int = 0
+        self, name: str, made: Any, known: Mapping[str, Any], plan: Plan, num_images: int, seed: int = 0
     ) -> dict[str, Any]:
-        """The result of metric `name` from (shard, partial) in any order, a repeated shard counting once."""
+        """The result of metric `name` from the folded partials of the generated images and of the real sets."""
         metric = find_metric(name)
-        values = metric.finish(combine(metric, deliveries, self._shards(num_images)), self.reference)
+        values = metric.finish(made, self.reference, known)
         if not math.isfinite(values["value"]):
             raise CheckpointError(f"metric {name} = {values['value']}: the checkpoint's samples cannot be scored")
+        counts = {real.which: real.count for real in plan.real_sets if name in real.metrics}
+        if not counts:  # compared by `Reference` itself
+            counts = {which: min(self.reference.length(which), self._num_real) for which in ("train", "heldout")}
         return {
             "metric": name,
             **values,
@@ -140,16 +171,31 @@ class Evaluator:
                 "compares": metric.compares,
                 "weights": "ema",
                 "shard_size": self.shard_size,
-                "num_train": len(self.reference.train.index),
-                "num_heldout": len(self.reference.heldout.index),
+                "batch_size": self.batch_size,
+                **{f"num_{which}": count for which, count in counts.items()},
                 "transitions": self.cfg.augment.enabled,
                 "condition": self.cfg.data.condition,
                 "sampler": to_tree(self.cfg.sampler),
             },
+            **self._comparison(name, values, num_images, counts.get("train", 0)),
             "checkpoint_digest": self.digest,
             "dataset": self.train.name,
             "data_fingerprint": self._fingerprint,
         }
+
+    def _comparison(self, name: str, values: Mapping[str, Any], num_images: int, reference: int) -> dict[str, Any]:
+        """Which extractor made the features, what the paper has, and what the number cannot be compared with."""
+        metric = find_metric(name)
+        if metric.extractor is None:
+            return {}
+        identity = self.reference.extractor(metric.extractor).identity()
+        said = notes(name, metric, values, num_images, reference)
+        if not identity.get("published", True):
+            said.append(f"{name}: the extractor's weights are not the published ones, so this is no {name}")
+        found = {"extractor": identity, "notes": said}
+        if self.train.name == "cifar10" and self.cfg.data.condition == "none" and name in PUBLISHED:
+            found["paper"] = PUBLISHED[name]
+        return found
 
     def set_size(self, which: ood.ImageSet, limit: int) -> int:
         """Images that `measure_set` covers. ConfigError for a conditional energy, DataError for missing files."""
@@ -243,8 +289,3 @@ class Evaluator:
             return self.energies(images, shard_condition(self._rows, 0, len(images)))
         table = condition_table(dataset, self.cfg.data)
         return self.energies(images, None if table is None else table[index])
-
-    def _shards(self, num_images: int) -> int:
-        if num_images < 1:
-            raise ConfigError(f"{num_images} images asked for: at least 1")
-        return math.ceil(num_images / self.shard_size)

@@ -32,6 +32,7 @@ class SmallFeatures:
     """
 
     name = "small"
+    num_features = NUM_FEATURES
 
     def __init__(self, channels: int) -> None:
         """channels: 1 (grey) or 3 (RGB), else DataError."""
@@ -39,6 +40,10 @@ class SmallFeatures:
             raise DataError(f"images of {channels} channels: the small features take 1 (grey) or 3 (RGB)")
         self.channels = channels
         self.layers = [_random_layer(index, inputs) for index, inputs in enumerate((channels, WIDTH, WIDTH))]
+
+    def identity(self) -> dict[str, object]:
+        """Its name: the weights are part of this program."""
+        return {"name": self.name}
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """float64 features (b 128) of images in [0, 1], h and w at least 8."""

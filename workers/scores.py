@@ -98,6 +98,54 @@ def kernel_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) ->
     return within - 2 * total(a, b) / (n * m)
 
 
+def subset_kernel_distance(
+    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], subsets: int = 100, size: int = 1000, seed: int = 2020
+) -> tuple[float, float]:
+    """Mean and population std of `kernel_distance` over random subsets, as KID is published: 100 of 1,000 images.
+
+    The subsets are those that torch-fidelity draws at its default seed. Smaller sets shrink `size` to what they hold.
+    Raises DataError for fewer than two samples.
+    """
+    size, rng = min(size, len(a), len(b)), np.random.RandomState(seed)
+    found = []
+    for _ in range(subsets):
+        rows = rng.choice(len(a), size, replace=False), rng.choice(len(b), size, replace=False)
+        found.append(kernel_distance(a[rows[0]], b[rows[1]]))
+    return float(np.mean(found)), float(np.std(found))
+
+
+def split_sums(
+    logits: Float[np.ndarray, "n k"], first: int, total: int, splits: int = 10
+) -> Float[np.ndarray, "s k+2"]:
+    """What `inception_score` needs of images `first` to first + n - 1 of `total`; sums of parts add, whatever the cut.
+
+    Per split: number of images, sum of log-likelihoods sum_k p log p, and sum of p (k), for p = softmax(logits).
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    p = np.exp(log_p)
+    rows = np.concatenate([np.ones((len(p), 1)), (p * log_p).sum(axis=1, keepdims=True), p], axis=1)
+    edges = np.arange(splits + 1) * total // splits
+    split = np.searchsorted(edges, first + np.arange(len(p)), side="right") - 1
+    return np.stack([rows[split == s].sum(axis=0) for s in range(splits)])
+
+
+def inception_score(sums: Float[np.ndarray, "s k+2"]) -> tuple[float, float]:
+    """exp of the mean KL divergence from p(y|x) to p(y), mean and population std over splits (Salimans et al., 2016).
+
+    From 1 to the number of classes; larger is better. Raises DataError where a split is empty or not finite.
+    """
+    count, entropy, p = sums[:, 0], sums[:, 1], sums[:, 2:]
+    if not np.isfinite(sums).all() or (count < 1).any():
+        raise DataError(
+            f"Inception score of {int(count.sum())} images: needs {len(sums)} finite splits, one image each"
+        )
+    q = p / count[:, None]
+    scores = np.exp(entropy / count - np.where(q > 0, q * np.log(np.where(q > 0, q, 1)), 0).sum(axis=1))
+    return float(scores.mean()), float(scores.std())
+
+
 def neighborhood_scores(
     real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m d"], k: int = 5
 ) -> dict[str, float]:

@@ -11,7 +11,10 @@ from ebm_core.data import dequantize
 from ebm_core.errors import CheckpointError, ConfigError, DataError, EbmError
 from ebm_core.trainer import init_state
 from workers.evaluator import Evaluator
-from workers.metrics import METRICS
+from workers.metrics import METRICS, combine
+
+HERE = [name for name, metric in METRICS.items() if metric.extractor in (None, "small")]
+"""Metrics that need no file of weights."""
 
 
 @pytest.fixture
@@ -21,7 +24,9 @@ def make(quadratic, make_settings, digits):
 
     def build(model=None, data=digits, cfg=None, **sizes) -> Evaluator:
         cfg = cfg or make_settings(sampler={"noise_std": 0.2, "generate_steps": 5})
-        return Evaluator(model or quadratic(mean), cfg, *data, "d" * 64, **({"shard_size": 16} | sizes))
+        return Evaluator(
+            model or quadratic(mean), cfg, *data, "d" * 64, **({"shard_size": 16, "batch_size": 8} | sizes)
+        )
 
     return build
 
@@ -41,8 +46,8 @@ def checkpoint(tmp_path_factory, make_settings):
 
 def test_all_metrics_come_back_as_json_with_their_protocol(make, digits):
     evaluator = make()
-    found = evaluator.score(list(METRICS), num_images=40, seed=3)
-    assert list(found) == list(METRICS)
+    found = evaluator.score(HERE, num_images=40, seed=3)
+    assert list(found) == HERE
     for name, result in found.items():
         again = json.loads(json.dumps(result, allow_nan=False))
         assert again["metric"] == name
@@ -51,7 +56,8 @@ def test_all_metrics_come_back_as_json_with_their_protocol(make, digits):
         assert again["checkpoint_digest"] == "d" * 64
         assert again["data_fingerprint"] == digits[0].fingerprint()
         assert again["protocol"]["sampler"]["generate_steps"] == 5
-        assert (again["protocol"]["num_train"], again["protocol"]["num_heldout"]) == (1500, 297)
+        heldout = 40 if METRICS[name].extractor else 297  # a floor at an equal count
+        assert (again["protocol"]["num_train"], again["protocol"]["num_heldout"]) == (1500, heldout)
 
 
 def test_the_energies_scored_are_those_of_the_stored_images(make):
@@ -65,20 +71,29 @@ def test_the_energies_scored_are_those_of_the_stored_images(make):
 
 
 def test_shards_scored_apart_and_delivered_twice_give_what_one_evaluator_finds(make):
-    names, whole = list(METRICS), make().score(list(METRICS), 40, seed=1)
-    apart = {shard: make().score_shard(names, shard, 40, seed=1) for shard in (2, 0, 1)}
-    for name in names:
-        deliveries = [(shard, apart[shard][name]) for shard in (2, 0, 2, 1)]
-        assert json.dumps(make().finish(name, deliveries, 40, seed=1)) == json.dumps(whole[name])
+    whole, plan = make().score(HERE, 40, seed=1), make().make_plan(HERE, 40)
+    apart = {shard: make().score_shard(HERE, shard, 40, seed=1) for shard in (2, 0, 1)}
+    for name in HERE:
+        metric = METRICS[name]
+        made = combine(metric, [(shard, apart[shard][name]) for shard in (2, 0, 2, 1)], 3)
+        known = {}
+        for real in plan.real_sets:
+            if name in real.metrics:
+                shards = list(range(-(-real.count // 16)))
+                order = [*reversed(shards), *shards[:2]]
+                known[real.which] = combine(metric, ((i, make().score_real(real, i)[name]) for i in order), len(shards))
+        assert json.dumps(make().finish(name, made, known, plan, 40, seed=1)) == json.dumps(whole[name])
 
 
-def test_the_grid_is_the_first_images_that_are_scored_and_is_drawn_once(make):
+def test_the_grid_is_the_first_images_that_are_scored_and_is_drawn_once(make, monkeypatch):
     evaluator = make()
     grid = evaluator.grid(20, seed=2)
     assert grid.dtype == torch.uint8
     assert torch.equal(grid, torch.cat([evaluator.images(0, 2), evaluator.images(1, 2)])[:20])
-    assert evaluator.images(0, 2) is evaluator.images(0, 2)
     assert not torch.equal(evaluator.images(0, 2), evaluator.images(0, 3))
+    evaluator.score(["energy_gap"], 40, seed=2)
+    monkeypatch.setattr("workers.evaluator.generate_images", None)  # a call would fail
+    assert torch.equal(evaluator.grid(16, seed=2), grid[:16])
 
 
 def test_conditional_energies_are_scored_under_their_own_labels(make, quadratic, make_settings, digits):
@@ -97,7 +112,7 @@ def test_conditional_energies_are_scored_under_their_own_labels(make, quadratic,
 
 def test_a_checkpoint_is_scored_by_its_averaged_weights_and_named_by_its_manifest(checkpoint):
     folder, state, cfg = checkpoint
-    evaluator = Evaluator.from_checkpoint(folder, shard_size=8)
+    evaluator = Evaluator.from_checkpoint(folder, shard_size=8, batch_size=8)
     images = evaluator.images(0)
     assert images.shape == (8, 1, 8, 8)
     with torch.no_grad():
@@ -139,7 +154,7 @@ def test_everything_is_checked_before_the_first_image_is_drawn(make, digits):
         with pytest.raises(error) as caught:
             evaluator.score(names, count)
         assert "\n" not in str(caught.value)
-        assert evaluator._drawn == {}
+        assert evaluator._drawn is None
 
 
 def test_too_few_held_out_images_are_an_error(make, digits):
