@@ -1,6 +1,7 @@
 """`ebm evaluate`."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -11,12 +12,26 @@ from orchestrator.cli_options import Address, RunName, Storage, open_console, pr
 def evaluate(
     run: RunName,
     metrics: Annotated[
-        str, typer.Option(help="Names, separated by commas: ood, chains, or those of training's scores.")
+        str,
+        typer.Option(
+            help="Names, separated by commas: fid, kid, inception_score, precision_recall; fid_medium, fid_small and "
+            "their kin; energy_gap, nearest_train, classifier; ood, chains."
+        ),
     ],
     checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
     num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
+    num_reference: Annotated[
+        int, typer.Option(min=2, help="At most so many training images behind scores in Inception features.")
+    ] = 50_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
-    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors, one CPU each. Default: all CPUs.")] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors. Default: one per CPU or GPU.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="A GPU for each actor.")] = False,
+    cache: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Folder of installed weights and kept features. Default: EBM_CACHE, else ~/.cache/confab-ebm."
+        ),
+    ] = None,
     ood: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(metavar="NAME[=FOLDER]", help="A set for the metric ood; give it once per set."),
@@ -33,22 +48,31 @@ def evaluate(
     """
     from orchestrator.evaluate import EvaluationRequest, tables
     from orchestrator.evaluate import evaluate as score
+    from workers.weights import Weights
 
     request = EvaluationRequest(
         metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),
         num_images=num_images,
+        num_reference=num_reference,
         seed=seed,
         num_actors=actors,
+        use_gpu=gpu,
         num_chains=chains,
         chain_steps=chain_steps,
         ood_images=ood_images,
         **({"ood_sets": tuple(ood)} if ood else {}),
     )
     stored, step, found = score(
-        run, request, storage=storage, step=checkpoint, address=address, say=lambda text: print(text, file=sys.stderr)
+        run,
+        request,
+        storage=storage,
+        step=checkpoint,
+        address=address,
+        say=lambda text: print(text, file=sys.stderr),
+        weights=None if cache is None else Weights(cache.expanduser().absolute()),
     )
     for table in tables(found, step):
         print_table(table.title, table.columns, table.rows)
         if table.note:
-            open_console().print(table.note)
+            open_console().print(table.note, markup=False)
     open_console().print(f"written to {stored.uri}/evaluations/", soft_wrap=True)

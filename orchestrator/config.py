@@ -59,15 +59,23 @@ class EvaluationConfig:
     """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
     chains of sampler.generate_steps, so without a GPU it is for small models."""
     metrics: tuple[str, ...] = ("energy_gap", "fid_small", "nearest_train")
-    """Keys of `workers.metrics.METRICS`."""
+    """Keys of `workers.metrics.METRICS`, and the studies of `ebm evaluate` at their default sizes."""
     num_images: int = 1000
     """Generated images per score."""
+    num_reference: int = 50_000
+    """Largest number of training images behind scores in Inception features."""
     grid_count: int = 64
     """Images in the sample grid."""
+    num_actors: int = 1
+    """Processes that share the shards of a checkpoint, wherever in the cluster there is room."""
+    use_gpu: bool = False
+    """A GPU for each of them, beside those of training."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "evaluation.every", self.every, "must not be negative (0: never)")
         require(2 <= self.num_images <= 10**7, "evaluation.num_images", self.num_images, "must lie in 2 to 10000000")
+        require(self.num_reference >= 2, "evaluation.num_reference", self.num_reference, "must be at least 2")
+        require(1 <= self.num_actors <= 4096, "evaluation.num_actors", self.num_actors, "must lie in 1 to 4096")
         require(1 <= self.grid_count <= 4096, "evaluation.grid_count", self.grid_count, "must lie in 1 to 4096")
 
 
@@ -139,9 +147,17 @@ def _check_registered_names(job: JobConfig) -> None:
         return
     from workers.metrics import METRICS  # scikit-learn takes its time
 
-    for metric in job.evaluation.metrics:
-        if metric not in METRICS:
-            raise ConfigError(f"evaluation.metrics = {metric!r}: {_unknown(metric, METRICS)}")
+    strange = [name for name in job.evaluation.metrics if name not in METRICS]
+    if strange:
+        from orchestrator.evaluate import STUDIES  # so does Ray
+
+        for name in strange:
+            if name not in STUDIES:
+                raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDIES))}")
+    count = job.evaluation.num_images
+    for name in set(job.evaluation.metrics) - set(strange):
+        least = METRICS[name].least
+        require(count >= least, "evaluation.num_images", count, f"must be at least {least} for {name}")
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
@@ -159,7 +175,7 @@ def job_preset(name: str) -> JobConfig:
     values = {f.name: getattr(train, f.name) for f in dataclasses.fields(TrainConfig)}
     if name == "digits":  # labelled, small: a classifier trained on the real digits can judge the samples
         metrics = (*EvaluationConfig().metrics, "classifier")
-        return JobConfig(**values, evaluation=EvaluationConfig(every=500, metrics=metrics, num_images=512))
+        return JobConfig(**values, evaluation=EvaluationConfig(every=500, metrics=metrics, num_images=500))
     return JobConfig(**values)
 
 

@@ -4,8 +4,8 @@ Actors have one thread each, so a shard's bits do not depend on their number. On
 made again. Nothing is written before every score exists; writing again overwrites.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,16 +14,18 @@ from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
 from orchestrator import study_chains, study_ood
 from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_environment
-from orchestrator.pool import Pool, Say
+from orchestrator.fetch import FetchCheckpoint
+from orchestrator.pool import Pool, Say, Take
 from orchestrator.request import EvaluationRequest
 from orchestrator.runs import score_rows
 from orchestrator.sample import open_run
-from orchestrator.score_job import FetchCheckpoint
 from orchestrator.storage import Run, step_name
 from orchestrator.study import Asked, Document, Study, Table
 from workers.actor import evaluator_actor
-from workers.generate import SHARD_SIZE
+from workers.feature_metrics import printed_name
 from workers.metrics import METRICS
+from workers.scoring import Calls, check_request, score_all
+from workers.weights import KINDS, Weights
 
 __all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]
 
@@ -39,60 +41,99 @@ def evaluate(
     step: int | None = None,
     address: str | None = None,
     say: Say = lambda _: None,
+    weights: Weights | None = None,
 ) -> tuple[Run, int, dict[str, Document]]:
     """Score a checkpoint of the run at `where` (None: its newest) and store the results; run, step, {metric: result}.
 
-    Raises an EbmError for anything that does not fit, in which case nothing is stored.
+    weights: of the feature extractors, None for those of this machine's user. Raises an EbmError for anything that does
+    not fit, in which case nothing is stored.
     """
-    _check_names(request)
+    check_names(request.metrics)
+    check_request([name for name in request.metrics if name in METRICS], request.num_images)
     run = open_run(where, storage)
     trained = from_tree(DataConfig, run.read_config()["data"], "data")
     for study in _studies(request).values():
         study.check(request, trained)
     step = _choose_step(run, step)
+    weights = weights or Weights.default()
+    check_weights(request.metrics, weights)
     start_ray(address, say)
-    fetch = FetchCheckpoint(run.store.uri, run.name, storage_environment())
-    with Pool(lambda: _new_actor(fetch), _num_actors(request), say) as pool:
-        found = _score(Asked(request, pool, step, trained))
+    make = partial(new_actor, FetchCheckpoint(run.store.uri, run.name, storage_environment()), request, weights)
+    with Pool(make, _num_actors(request), say) as pool:
+        found = score(Asked(request, pool, step, trained))
+    store_results(run, request, step, found)
+    return run, step, found
+
+
+def score(asked: Asked) -> dict[str, Document]:
+    """The result of everything that was asked for, by the actors of `asked.pool`."""
+    request, pool, step = asked.request, asked.pool, asked.step
+    names = tuple(name for name in request.metrics if name in METRICS)
+    for study in _studies(request).values():
+        study.prepare(asked)
+
+    def run(calls: Calls, take: Take) -> None:
+        pool.run({key: (step, *call) for key, call in calls.items()}, take)
+
+    found = score_all(run, names, request.num_images, request.seed) if names else {}
+    return found | {name: study.measure(asked) for name, study in _studies(request).items()}
+
+
+def store_results(run: Run, request: EvaluationRequest, step: int, found: Mapping[str, Document]) -> None:
+    """Write results beside the checkpoint of `step`, over those of an earlier evaluation."""
     folder = f"evaluations/{step_name(step)}"
     for name, study in _studies(request).items():
         study.store(run, folder, found[name])
     for name, document in found.items():
         run.write_json(f"{folder}/{name}.json", document)
-    return run, step, found
 
 
 def tables(found: Mapping[str, Mapping[str, Any]], step: int) -> list[Table]:
     """What a person sees of the results: the scores of generated images in one table, then each study's."""
-
-    def text(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4g}"
-
-    shown = []
     plain = {name: document for name, document in found.items() if name not in STUDIES}
-    if plain:
-        first = next(iter(plain.values()))
-        title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights"
-        rows = [(name, text(ours), text(real), text(noise)) for name, ours, real, noise in score_rows(plain)]
-        shown.append(Table(title, ("score", "samples", "real, held out", "noise"), rows))
+    shown = [_score_table(plain, step)] if plain else []
     for name, study in STUDIES.items():
         if name in found:
             shown += study.tables(dict(found[name]), step)
     return shown
 
 
-def _check_names(request: EvaluationRequest) -> None:
+def _score_table(plain: Mapping[str, Mapping[str, Any]], step: int) -> Table:
+    def text(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    first = next(iter(plain.values()))
+    papers = {name: document["paper"] for name, document in plain.items() if "paper" in document}
+    columns = ("score", "samples", "real, held out", "noise", *(["paper"] if papers else []))
+    rows = []
+    for name, *values in score_rows(plain):
+        paper = papers.get(name)
+        row = (printed_name(name, first["num_images"]), *map(text, values))
+        rows.append((*row, text(paper and paper["value"])) if papers else row)
+    said = [note for document in plain.values() for note in document.get("notes", ())]
+    said += [f"paper: {printed_name(name, 50_000)} of {one['where']}" for name, one in papers.items()]
+    title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights"
+    return Table(title, columns, rows, "\n".join(said))
+
+
+def check_names(metrics: Sequence[str], setting: str = "--metrics") -> None:
+    """Refuse names that are neither a metric nor a study."""
     known = ", ".join((*METRICS, *STUDIES))
-    if not request.metrics:
-        raise ConfigError(f"--metrics names nothing; known: {known}")
-    for name in request.metrics:
-        if name in ("fid", "kid", "inception_score"):
-            raise ConfigError(
-                f"--metrics {name}: needs Inception-V3 features, which this version does not have; "
-                "fid_small and kid_small are stand-ins that cannot be compared with published numbers"
-            )
+    if not metrics:
+        raise ConfigError(f"{setting} names nothing; known: {known}")
+    for name in metrics:
         if name not in METRICS and name not in STUDIES:
-            raise ConfigError(f"--metrics {name}: unknown; known: {known}")
+            raise ConfigError(f"{setting} {name}: unknown; known: {known}")
+
+
+def check_weights(metrics: Sequence[str], weights: Weights) -> None:
+    """Refuse scores whose extractor is not installed on this machine, before anything starts."""
+    for name in metrics:
+        kind = {"inception": "inception", "medium": "mobilenet"}.get(
+            getattr(METRICS.get(name), "extractor", None) or ""
+        )
+        if kind in KINDS:
+            weights.check(kind)
 
 
 def _studies(request: EvaluationRequest) -> dict[str, Study]:
@@ -108,30 +149,19 @@ def _choose_step(run: Run, step: int | None) -> int:
     return max(stored) if step is None else step
 
 
-def _score(asked: Asked) -> dict[str, Document]:
-    request, pool, step = asked.request, asked.pool, asked.step
-    names = tuple(name for name in request.metrics if name in METRICS)
-    found: dict[str, Document] = {}
-    for study in _studies(request).values():
-        study.prepare(asked)
-    if names:
-        pool.run({0: (step, "prepare", names)})
-        shards = range(math.ceil(request.num_images / SHARD_SIZE))
-        partials = pool.run({i: (step, "score_shard", names, i, request.num_images, request.seed) for i in shards})
-        for name in names:
-            deliveries = [(shard, part[name]) for shard, part in partials.items()]
-            call = (step, "finish", name, deliveries, request.num_images, request.seed)
-            found[name] = pool.run({0: call})[0]
-    return found | {name: study.measure(asked) for name, study in _studies(request).items()}
-
-
-def _new_actor(fetch: FetchCheckpoint) -> Any:
-    return evaluator_actor(num_cpus=1).options(runtime_env={"env_vars": WORKER_ENV}).remote(fetch)
+def new_actor(fetch: FetchCheckpoint, request: EvaluationRequest, weights: Weights, num_cpus: float = 1) -> Any:
+    """An actor that scores checkpoints of one run, with a GPU of its own where the request asks for it."""
+    actor = evaluator_actor(num_cpus=num_cpus, num_gpus=1 if request.use_gpu else 0)
+    options = {"num_reference": request.num_reference, "weights": weights}
+    return actor.options(runtime_env={"env_vars": WORKER_ENV}).remote(fetch, None, options)
 
 
 def _num_actors(request: EvaluationRequest) -> int:
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    wanted = request.num_actors or max(1, cpus)
-    if wanted > cpus:
-        raise ClusterError(f"--actors {wanted}: this Ray has {cpus} CPUs, one for each actor; use fewer or add nodes")
+    kind = "GPU" if request.use_gpu else "CPU"
+    most = int(ray.cluster_resources().get(kind, 0))
+    wanted = request.num_actors or max(1, most)
+    if wanted > most:
+        raise ClusterError(
+            f"--actors {wanted}: this Ray has {most} {kind}s, one for each actor; use fewer or add nodes"
+        )
     return wanted

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ebm_core.errors import ConfigError
 from workers import ood
 from workers.chains import NUM_TIMES
+from workers.feature_metrics import FIELD_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,8 @@ class EvaluationRequest:
     num_images: int = 1000
     """Generated images."""
     seed: int = 0
+    num_reference: int = FIELD_IMAGES
+    """Largest number of training images behind scores in Inception features."""
     ood_sets: tuple[str, ...] = ood.MADE
     """NAME or NAME=FOLDER each; the held-out split is always there."""
     ood_images: int = 10_000
@@ -24,11 +27,15 @@ class EvaluationRequest:
     chain_steps: int = 1000
     """Their steps; the paper goes up to 3,000."""
     num_actors: int | None = None
-    """None: one per CPU of the cluster."""
+    """None: one per CPU of the cluster, or per GPU."""
+    use_gpu: bool = False
+    """A GPU for each actor."""
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
             raise ConfigError(f"--num-images {self.num_images}: a score needs at least 2")
+        if self.num_reference < 2:
+            raise ConfigError(f"--num-reference {self.num_reference}: at least 2 training images to compare with")
         if self.ood_images < 1:
             raise ConfigError(f"--ood-images {self.ood_images}: at least 1")
         if self.num_chains < 2:

@@ -1,37 +1,26 @@
-"""Scores and sample grids of checkpoints, made by an actor beside training; its failures never reach training."""
+"""Scores and sample grids of checkpoints, made by actors beside training; their failures never reach training."""
 
 import queue
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import ray
+from ray.exceptions import RayError
 
 from ebm_core.errors import EbmError
-from orchestrator.cluster import WORKER_ENV, adopt, storage_environment
-from orchestrator.config import JobConfig
+from orchestrator.cluster import ClusterError, storage_environment
+from orchestrator.config import JobConfig, core_config
+from orchestrator.evaluate import new_actor, score, store_results
+from orchestrator.fetch import FetchCheckpoint
+from orchestrator.pool import Pool
+from orchestrator.request import EvaluationRequest
 from orchestrator.runs import ema_grid_key
-from orchestrator.storage import Run, RunStore, step_name
-from workers.actor import evaluator_actor
+from orchestrator.storage import Run, step_name
+from orchestrator.study import Asked
+from workers.weights import Weights
 
 ATTEMPTS = 2
-"""A scorer that fails or dies is tried once more, with a fresh actor."""
-
-
-@dataclass(frozen=True)
-class FetchCheckpoint:
-    """What the actor calls to get a checkpoint of this run, on whichever node it lives."""
-
-    storage: str
-    name: str
-    environment: Mapping[str, str] = field(repr=False)
-
-    def __call__(self, step: int, folder: str) -> Path:
-        """Download and verify the checkpoint of `step` into `folder`."""
-        adopt(self.environment)
-        return RunStore(self.storage).run(self.name).fetch_checkpoint(step, Path(folder))
+"""A checkpoint whose scoring fails is tried once more, with fresh actors; a shard whose actor dies is made again."""
 
 
 def is_scored(step: int, job: JobConfig) -> bool:
@@ -40,21 +29,36 @@ def is_scored(step: int, job: JobConfig) -> bool:
     return every > 0 and (step % every == 0 or step == job.train.num_steps)
 
 
-class Scorer:
-    """A thread of the driver that hands checkpoints to a scoring actor, in order, and stores what comes back."""
+def lacks_scores(step: int, job: JobConfig, run: Run) -> bool:
+    """Whether a checkpoint should have scores and has not all of them."""
+    if not is_scored(step, job):
+        return False
+    folder = f"evaluations/{step_name(step)}/"
+    kept = {info.key for info in [*run.list(folder), *run.list(ema_grid_key(step))]}
+    return not {ema_grid_key(step), *(f"{folder}{name}.json" for name in job.evaluation.metrics)} <= kept
 
-    def __init__(self, job: JobConfig, run: Run) -> None:
-        self._job, self._run = job, run
+
+class Scorer:
+    """A thread of the driver that hands checkpoints to scoring actors, in order, and stores what comes back."""
+
+    def __init__(self, job: JobConfig, run: Run, weights: Weights | None = None) -> None:
+        """Begins with the stored checkpoints that an earlier job has left without scores."""
+        self._job, self._run, self._weights = job, run, weights or Weights.default()
+        self._offered: set[int] = set()
         self._steps: queue.Queue[int | None] = queue.Queue()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._actor: Any = None
+        self._pool: Pool | None = None
         self._closed = False
+        for step in run.checkpoints():
+            if lacks_scores(step, job, run):
+                self.offer(step)
         self._thread = threading.Thread(target=self._work, name="ebm-scorer", daemon=True)
         self._thread.start()
 
     def offer(self, step: int) -> None:
         """Score the committed checkpoint of `step`, if it is one of those that get scores."""
-        if is_scored(step, self._job):
+        if is_scored(step, self._job) and step not in self._offered:
+            self._offered.add(step)
             self._steps.put(step)
 
     def messages(self) -> list[str]:
@@ -66,15 +70,15 @@ class Scorer:
         return self._steps.unfinished_tasks > 0
 
     def close(self) -> None:
-        """End the thread and the actor, finished or not."""
+        """End the thread and the actors, finished or not."""
         self._closed = True
         self._steps.put(None)
-        self._end_actor()
+        self._end_actors()
 
-    def _end_actor(self) -> None:
-        if self._actor is not None:
-            ray.kill(self._actor)
-            self._actor = None
+    def _end_actors(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
     def _work(self) -> None:
         while (step := self._steps.get()) is not None:
@@ -83,27 +87,46 @@ class Scorer:
                     self._score(step)
                     break
                 except Exception as error:  # scoring is a guest here: whatever it does, training goes on
-                    if self._closed:
-                        return
-                    again = "trying again" if attempt + 1 < ATTEMPTS else "giving up"
-                    self._messages.put(f"scoring step {step} failed ({_cause(error)}); {again}")
-                    self._end_actor()
+                    if self._closed or self._is_given_up(step, attempt, error):
+                        break
+            if self._closed:
+                return
             self._steps.task_done()
 
+    def _is_given_up(self, step: int, attempt: int, error: Exception) -> bool:
+        """Say what went wrong, and whether another attempt is worthwhile."""
+        try:
+            self._end_actors()
+            if not any(self._run.list(f"checkpoints/{step_name(step)}/COMMITTED")):
+                keep = self._job.checkpoint.keep
+                self._messages.put(f"step {step} is not scored: its turn came after checkpoint.keep={keep} deleted it")
+                return True
+        except (EbmError, RayError):
+            pass  # a store or a Ray that does not answer: the attempts count
+        last = attempt + 1 == ATTEMPTS
+        self._messages.put(f"scoring step {step} failed ({_cause(error)}); {'giving up' if last else 'trying again'}")
+        return last
+
     def _score(self, step: int) -> None:
-        evaluation = self._job.evaluation
-        if self._actor is None:
-            fetch = FetchCheckpoint(self._job.storage, str(self._job.name), storage_environment())
-            self._actor = evaluator_actor(num_cpus=0).options(runtime_env={"env_vars": WORKER_ENV}).remote(fetch)
-        found: Any = ray.get(
-            self._actor.score.remote(
-                step, evaluation.metrics, evaluation.num_images, self._job.seed, evaluation.grid_count
-            )
+        evaluation, seed = self._job.evaluation, self._job.seed
+        request = EvaluationRequest(
+            metrics=evaluation.metrics,
+            num_images=evaluation.num_images,
+            num_reference=evaluation.num_reference,
+            use_gpu=evaluation.use_gpu,
+            seed=seed,
         )
-        folder = step_name(step)
-        for name, document in found["scores"].items():
-            self._run.write_json(f"evaluations/{folder}/{name}.json", document)
-        self._run.write_bytes(ema_grid_key(step), found["grid_png"])
+        if self._pool is None:
+            if evaluation.use_gpu and ray.cluster_resources().get("GPU", 0) < evaluation.num_actors:
+                raise ClusterError(f"evaluation.use_gpu = true: this Ray has not {evaluation.num_actors} GPUs")
+            fetch = FetchCheckpoint(self._job.storage, str(self._job.name), storage_environment())
+            make = partial(new_actor, fetch, request, self._weights, num_cpus=0)  # training has taken the CPUs
+            self._pool = Pool(make, evaluation.num_actors, self._messages.put)
+        pool = self._pool
+        found = score(Asked(request, pool, step, core_config(self._job).data))
+        grid = pool.run({0: (step, "grid_png", evaluation.grid_count, seed)})[0]
+        store_results(self._run, request, step, found)
+        self._run.write_bytes(ema_grid_key(step), grid)
 
 
 def _cause(error: Exception) -> str:

@@ -24,10 +24,12 @@ from ebm_core.data import check_files, num_conditions
 from ebm_core.errors import EbmError
 from orchestrator import cluster, runs
 from orchestrator.config import JobConfig, check_resumable
+from orchestrator.evaluate import check_weights
 from orchestrator.progress import Display, Silent
-from orchestrator.score_job import Scorer, is_scored
+from orchestrator.score_job import Scorer, lacks_scores
 from orchestrator.storage import Run, RunStore
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
+from workers.weights import Weights
 
 __all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]
 
@@ -96,10 +98,12 @@ def resolved(job: JobConfig) -> JobConfig:
 
 
 def check_data(job: JobConfig) -> None:
-    """Missing files and a condition that the data cannot give are found before anything starts."""
+    """Missing files, and a condition that the data cannot give, are found before anything starts."""
     check_files(job.data)
     if job.data.condition != "none":
         num_conditions(job.data)
+    if job.evaluation.every:
+        check_weights(job.evaluation.metrics, Weights.default())
 
 
 def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
@@ -110,8 +114,9 @@ def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
     check_resumable(run.read_config(), job)
     reached = max(run.checkpoints(), default=0)
     result = _result(run, job, reached)
-    lacks_scores = is_scored(reached, job) and not result.scores  # killed between the last checkpoint and its scores
-    return None if reached < job.train.num_steps or lacks_scores else replace(result, already_finished=True)
+    if reached < job.train.num_steps or lacks_scores(reached, job, run):  # killed before the last scores were made
+        return None
+    return replace(result, already_finished=True)
 
 
 def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: runs.Origin) -> tuple[JobConfig, int]:
@@ -233,8 +238,6 @@ class _Supervisor:
                 self._scorer.offer(payload)
             elif kind == "started":
                 self._step = payload
-                if payload >= self._job.train.num_steps:  # nothing is left to train: the scores alone were missing
-                    self._scorer.offer(payload)
             elif kind == "note":
                 self._display.note(payload)
             elif kind == "error" and self._error is None:

@@ -1,7 +1,7 @@
 """The evaluator as a Ray actor, beside training: the only file of this package that knows Ray."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 
 from ebm_core.config import DataConfig, from_tree
 from workers.evaluator import Evaluator
-from workers.pictures import grid_png
 
 Fetch = Callable[[int, str], Path]
 """Brings the checkpoint of a step into the folder of that name, wherever it is stored; returns where it lies."""
@@ -19,36 +18,31 @@ Fetch = Callable[[int, str], Path]
 class ScoreActor:
     """Scores checkpoints of one run by their step, one at a time."""
 
-    def __init__(self, fetch: Fetch, data: Mapping[str, Any] | None = None) -> None:
-        """data: a DataConfig as a tree, where this machine's files lie elsewhere than in training."""
+    def __init__(
+        self, fetch: Fetch, data: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """data: a DataConfig as a tree, where this machine's files lie elsewhere than in training.
+
+        options: further arguments of Evaluator, such as `weights` and `num_reference`. It runs on the actor's GPU, if
+        it has one.
+        """
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         torch.set_num_threads(max(1, int(cpus)))
         self._fetch = fetch
         self._data = None if data is None else from_tree(DataConfig, data, "data")
+        self._options = dict(options or {}) | {"device": "cuda" if ray.get_gpu_ids() else "cpu"}
         self._open: tuple[int, Evaluator] | None = None
-
-    def score(
-        self, step: int, metrics: Sequence[str], num_images: int, seed: int = 0, grid_count: int = 64
-    ) -> dict[str, Any]:
-        """{"scores": as `Evaluator.score`, "grid_png": bytes} of the checkpoint at `step`; its local copy is removed.
-
-        Raises what `fetch` and the evaluator raise; the caller sees the same EbmError.
-        """
-        with tempfile.TemporaryDirectory(prefix="ebm-score-") as folder:
-            evaluator = Evaluator.from_checkpoint(self._fetch(step, folder), self._data)
-        return {
-            "scores": evaluator.score(metrics, num_images, seed),
-            "grid_png": grid_png(evaluator.grid(grid_count, seed)),
-        }
 
     def call(self, step: int, method: str, *arguments: Any) -> Any:
         """`method` of the evaluator of the checkpoint at `step`, fetched once and kept until another step is asked for.
 
-        Raises what `fetch` and the method raise.
+        The copy of the checkpoint is removed. Raises what `fetch` and the method raise; the caller sees that EbmError.
         """
         if self._open is None or self._open[0] != step:
+            self._open = None  # two models at a time need not fit
             with tempfile.TemporaryDirectory(prefix="ebm-score-") as folder:
-                self._open = (step, Evaluator.from_checkpoint(self._fetch(step, folder), self._data))
+                evaluator = Evaluator.from_checkpoint(self._fetch(step, folder), self._data, **self._options)
+            self._open = (step, evaluator)
         return getattr(self._open[1], method)(*arguments)
 
     def num_threads(self) -> int:
@@ -57,5 +51,5 @@ class ScoreActor:
 
 
 def evaluator_actor(num_cpus: float = 1, num_gpus: float = 0) -> Any:
-    """The actor class with these resources: `evaluator_actor().remote(fetch)`, then `.score.remote(step, ...)`."""
+    """The actor class with these resources: `evaluator_actor().remote(fetch)`, then `.call.remote(step, method)`."""
     return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(ScoreActor)

@@ -113,7 +113,7 @@ def remembered_features(
     if digest is None:
         return extractor.features(images)
     key = hashlib.sha256(f"1 {extractor.name} {digest} {tuple(images.shape)} ".encode())
-    key.update(images.contiguous().numpy())
+    key.update(images.contiguous().numpy().tobytes())
     path = cache / "features" / f"{key.hexdigest()}.safetensors"
     found = _read(path)
     if found is None:
@@ -129,14 +129,14 @@ def _read(path: Path) -> Float[np.ndarray, "n d"] | None:
             rows, said = file.get_tensor("features"), (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return None
-    return rows if hashlib.sha256(rows).hexdigest() == said else None
+    return rows if hashlib.sha256(rows.tobytes()).hexdigest() == said else None
 
 
 def _write(path: Path, rows: Float[np.ndarray, "n d"]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        save_file({"features": rows}, fresh, {"sha256": hashlib.sha256(rows).hexdigest()})
+        save_file({"features": rows}, fresh, {"sha256": hashlib.sha256(rows.tobytes()).hexdigest()})
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)

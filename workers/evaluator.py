@@ -24,6 +24,7 @@ from workers import chains, ood
 from workers.feature_metrics import FIELD_IMAGES, notes
 from workers.generate import BATCH_SIZE, SHARD_SIZE, generate_images, shard_condition
 from workers.metrics import NUM_REAL, Reference, Shard, find_metric
+from workers.pictures import grid_png
 from workers.scoring import Plan, RealSet, make_plan, score_all
 from workers.weights import Weights
 
@@ -79,10 +80,13 @@ class Evaluator:
         self._readers: dict[tuple[ood.ImageSet, int], ood.SetReader] = {}
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, data: DataConfig | None = None, **options: Any) -> "Evaluator":
+    def from_checkpoint(
+        cls, folder: Path, data: DataConfig | None = None, *, device: str = "cpu", **options: Any
+    ) -> "Evaluator":
         """The averaged (EMA) energy of a checkpoint folder, verified, and its data set's train and test splits.
 
-        data: where the files are on this machine, if not where they were in training. options: as above.
+        data: where the files are on this machine, if not where they were in training. device: where the
+        energy and the extractors run. options: as above.
         Raises CheckpointError or DataError, and ConfigError where `data` is another data set than the checkpoint's.
         """
         model, cfg = load_energy(folder, "ema")
@@ -92,7 +96,7 @@ class Evaluator:
             if given != trained:
                 raise ConfigError(f"data.{setting} = {given!r}: the checkpoint was trained with {trained!r}; use that")
         digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-        return cls(model, cfg, load(data, "train"), load(data, "test"), digest, **options)
+        return cls(model.to(device), cfg, load(data, "train"), load(data, "test"), digest, **options)
 
     def images(self, shard: int, seed: int = 0, count: int | None = None) -> Pixels:
         """The first `count` (None: all) generated images (count c h w), uint8, of one shard."""
@@ -115,6 +119,10 @@ class Evaluator:
         return generate_images(
             self._model, self.cfg, seed=seed, count=count, batch_size=self.batch_size, rows=self._rows
         )
+
+    def grid_png(self, count: int = 64, seed: int = 0) -> bytes:
+        """A picture of `grid`."""
+        return grid_png(self.grid(count, seed))
 
     def score(self, metrics: Sequence[str], num_images: int, seed: int = 0) -> dict[str, dict[str, Any]]:
         """Each metric's result over the first `num_images` images of `seed`, ready for JSON.

@@ -108,12 +108,18 @@ class Weights:
         except OSError as error:
             raise DataError(f"{error.filename or source}: {error.strerror or error}; nothing was installed") from None
 
-    def load(self, kind: str) -> Installed:
-        """The installed tensors, their digest checked. DataError says what to get and to run where they are missing."""
+    def check(self, kind: str) -> None:
+        """DataError that says what to get and to run, unless the weights have been installed here."""
         path, note = self._paths(kind)
         known = KINDS[kind]
         if not path.is_file() or not note.is_file():
             raise DataError(f"{path} is missing: {known.title}; {known.where}, then run `{known.command}`")
+
+    def load(self, kind: str) -> Installed:
+        """The installed tensors, their digest checked. Raises DataError where they are missing or damaged."""
+        self.check(kind)
+        path, note = self._paths(kind)
+        known = KINDS[kind]
         try:
             said = json.loads(note.read_bytes())
             sha256, source = str(said["sha256"]), str(said["source_sha256"])

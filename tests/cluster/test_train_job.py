@@ -254,10 +254,46 @@ def test_a_scorer_stores_scores_and_a_grid_beside_the_checkpoint(tmp_path: Path)
 
 
 def test_a_scorer_that_fails_is_tried_once_more_and_then_leaves_the_run_alone(tmp_path: Path):
+    job = tiny_job(tmp_path)
+    store_checkpoint(stored(tmp_path), job, 3, tmp_path / "made")
+    for model in tmp_path.glob("run/checkpoints/*/*/ema.safetensors"):
+        model.write_bytes(model.read_bytes()[:-1])
     run, said = scored(tmp_path, "energy_gap", with_checkpoint=False)
     assert [message.rpartition("; ")[2] for message in said] == ["trying again", "giving up"]
-    assert all("scoring step 3 failed (there is no committed checkpoint" in message for message in said)
+    assert all("scoring step 3 failed (" in message and "bytes, not" in message for message in said)
     assert runs.read_scores(run, 3) == {}
+
+
+def test_a_checkpoint_that_retention_deleted_is_skipped_with_a_message(tmp_path: Path):
+    run, said = scored(tmp_path, "energy_gap", with_checkpoint=False)
+    assert said == ["step 3 is not scored: its turn came after checkpoint.keep=3 deleted it"]
+    assert runs.read_scores(run, 3) == {}
+
+
+def evaluations_by(scorer: Scorer, run: Run) -> dict[str, bytes]:
+    """Everything that a scorer leaves behind when it has done its work."""
+    while scorer.busy():
+        time.sleep(0.05)
+    scorer.close()
+    keys = [info.key for info in [*run.list("evaluations/"), *run.list("samples/")]]
+    return {key: run.read_bytes(key) for key in keys}
+
+
+def test_a_scorer_killed_in_the_middle_is_replaced_and_its_retry_overwrites(tmp_path: Path):
+    metrics = ["energy_gap", "fid_small", "ood"]
+    settings = [f"evaluation.metrics={','.join(metrics)}", "evaluation.num_images=1200", "evaluation.every=3"]
+    job, run = tiny_job(tmp_path, *settings, "sampler.generate_steps=300"), stored(tmp_path)
+    store_checkpoint(run, job, 3, tmp_path / "made")
+    first = evaluations_by(Scorer(job, run), run)  # a checkpoint that an earlier job left unscored
+    assert {f"evaluations/step-000000003/{name}.json" for name in metrics} < first.keys()
+    run.write_bytes("evaluations/step-000000003/fid_small.json", b"torn")
+    scorer, started = Scorer(job, run), time.monotonic()
+    with Killer(lambda: time.monotonic() > started + 4, b"ScoreActor.call") as killer:
+        scorer.offer(3)
+        again = evaluations_by(scorer, run)
+    assert killer.killed
+    assert scorer.messages() == ["a scoring actor died; its shard is made again"]
+    assert again == first
 
 
 def test_a_finished_run_without_scores_is_scored_when_it_is_run_again(tmp_path: Path):
@@ -326,10 +362,11 @@ def test_two_gloo_workers_average_to_the_gradient_of_the_whole_batch(tmp_path: P
 
 
 class Killer:
-    """Kills -9 a training worker of this process's Ray as soon as `when` holds."""
+    """Kills -9 a worker of this process's Ray (by default one that trains) as soon as `when` holds."""
 
-    def __init__(self, when: Callable[[], bool]) -> None:
+    def __init__(self, when: Callable[[], bool], title: bytes = b"RayTrainWorker") -> None:
         self.killed: int | None = None
+        self._title = title
         self._when, self._over = when, threading.Event()
         self._thread = threading.Thread(target=self._wait)
 
@@ -343,15 +380,15 @@ class Killer:
 
     def _wait(self) -> None:
         while not self._over.is_set():
-            if self._when() and (workers := _training_workers(os.getpid())):
+            if self._when() and (workers := _workers(os.getpid(), self._title)):
                 self.killed = workers[0]
                 os.kill(self.killed, signal.SIGKILL)
                 return
             time.sleep(0.02)
 
 
-def _training_workers(ancestor: int) -> list[int]:
-    """Processes below `ancestor` that run a Ray Train worker."""
+def _workers(ancestor: int, wanted: bytes) -> list[int]:
+    """Processes below `ancestor` whose title has `wanted` in it."""
     parents, titles = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # ended meanwhile
@@ -365,4 +402,4 @@ def _training_workers(ancestor: int) -> list[int]:
             process = parents.get(process, 0)
         return False
 
-    return [process for process, title in titles.items() if b"RayTrainWorker" in title and descends(process)]
+    return [process for process, title in titles.items() if wanted in title and descends(process)]

@@ -44,15 +44,16 @@ def test_an_actor_scores_a_step_as_an_evaluator_here_does_and_hands_errors_over(
 
     actor = evaluator_actor(num_cpus=2).remote(fetch, to_tree(cfg.data))
     assert ray.get(actor.num_threads.remote()) == 2
-    found = ray.get(actor.score.remote(7, ["energy_gap", "fid_small"], 70, seed=1, grid_count=9))
+    found = ray.get(actor.call.remote(7, "score", ["energy_gap", "fid_small"], 70, 1))
+    png = ray.get(actor.call.remote(7, "grid_png", 9, 1))
 
     here = Evaluator.from_checkpoint(tmp_path / "7")
-    assert found["scores"] == here.score(["energy_gap", "fid_small"], 70, seed=1)
-    assert found["grid_png"] == grid_png(here.grid(9, seed=1))
-    assert np.asarray(Image.open(io.BytesIO(found["grid_png"]))).std() > 0
+    assert found == here.score(["energy_gap", "fid_small"], 70, seed=1)
+    assert png == grid_png(here.grid(9, seed=1))
+    assert np.asarray(Image.open(io.BytesIO(png))).std() > 0
     (copied,) = copies.iterdir()
     assert not (Path(tempfile.gettempdir()) / copied.name).exists()
 
     with pytest.raises(CheckpointError, match="step 8 is not stored"):
-        ray.get(actor.score.remote(8, ["energy_gap"], 8))
+        ray.get(actor.call.remote(8, "score", ["energy_gap"], 8))
     assert ray.get(actor.num_threads.remote()) == 2  # alive after an error
