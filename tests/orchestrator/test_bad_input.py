@@ -71,6 +71,7 @@ def here(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with tarfile.open(tmp_path / "archive.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("x"), io.BytesIO())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EBM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     return tmp_path
@@ -149,6 +150,22 @@ PLACES = [
     (["sample", "../runs/../../etc/passwd"], "passwd"),
     (["runs", "--storage", "file.txt"], "file.txt"),
     (["data", "check", "cifar10", "data.root=broken"], "data_batch_1"),
+    (["evaluate", "good", "--metrics", "fid"], "then run `ebm data inception --from FILE`"),
+    (["evaluate", "good", "--metrics", "kid_medium,fid_small"], "then run `ebm data mobilenet --from FILE`"),
+    (
+        ["evaluate", "good", "--metrics", "fid", "--cache", "file.txt"],
+        "file.txt/weights/inception.safetensors is missing",
+    ),
+    (["evaluate", "good", "--metrics", "fit"], "--metrics fit: unknown"),
+    (["evaluate", "good", "--metrics", ""], "--metrics names nothing"),
+    (["evaluate", "good", "--metrics", "fid,inception_score", "--num-images", "9"], "needs at least 10 images"),
+    (["train", "digits", *SMALL, "evaluation.metrics=fid"], "then run `ebm data inception --from FILE`"),
+    (["train", "digits", "evaluation.metrics=precision_recall", "evaluation.num_images=5"], "must be at least 6"),
+    (["data", "inception", "--from", "absent.pth"], "absent.pth: no such file"),
+    (["data", "inception", "--from", "file.txt"], "SHA-256"),
+    (["data", "inception"], "--from"),
+    (["data", "mobilenet", "--from", "file.txt"], "cannot be read as the weights"),
+    (["data", "mobilenet", "--from", "empty"], "empty: no such file"),
     (["train", "digits", "--address", "127.0.0.1:1"], "no Ray answers at 127.0.0.1:1"),
     (["trian", "digits"], "trian"),
 ]
