@@ -11,7 +11,7 @@ from orchestrator.cli_options import Address, RunName, Storage, open_console, pr
 def evaluate(
     run: RunName,
     metrics: Annotated[
-        str, typer.Option(help="Names, separated by commas: ood, chains, or those of training's scores.")
+        str, typer.Option(help="Names, separated by commas: ood, chains, composition, or those of training's scores.")
     ],
     checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
     num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
@@ -24,6 +24,7 @@ def evaluate(
     ood_images: Annotated[int, typer.Option(min=1, help="At most so many images of each set.")] = 10_000,
     chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
     chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
+    descent_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Of their noiseless descent (Fig. 8).")] = 1000,
     storage: Storage = "./runs",
     address: Address = None,
 ) -> None:
@@ -41,6 +42,7 @@ def evaluate(
         num_actors=actors,
         num_chains=chains,
         chain_steps=chain_steps,
+        descent_steps=descent_steps,
         ood_images=ood_images,
         **({"ood_sets": tuple(ood)} if ood else {}),
     )

@@ -52,13 +52,15 @@ def evaluate(
     step = _choose_step(run, step)
     start_ray(address, say)
     fetch = FetchCheckpoint(run.store.uri, run.name, storage_environment())
-    with Pool(lambda: _new_actor(fetch), _num_actors(request), say) as pool:
-        found = _score(Asked(request, pool, step, trained))
     folder = f"evaluations/{step_name(step)}"
+    with Pool(lambda: _new_actor(fetch), _num_actors(request), say) as pool:
+        found = _score(Asked(request, pool, step, trained, run, folder))
     for name, study in _studies(request).items():
         study.store(run, folder, found[name])
     for name, document in found.items():
         run.write_json(f"{folder}/{name}.json", document)
+    for study in _studies(request).values():
+        study.tidy(run, folder)
     return run, step, found
 
 

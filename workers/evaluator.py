@@ -1,8 +1,10 @@
 """Judges one checkpoint: loads it once, draws any shard of its samples, scores them. A plain class, without Ray."""
 
+import dataclasses
 import hashlib
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from ebm_core.config import DataConfig, TrainConfig, to_tree
 from ebm_core.data import condition_table, load, num_conditions
 from ebm_core.data.dataset import Dataset
 from ebm_core.data.pixels import dequantize
-from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels
 from workers import chains, ood
@@ -174,28 +176,44 @@ class Evaluator:
             ),
         }
 
-    def run_chains(self, variant: str, num_chains: int, num_steps: int, seed: int = 0) -> chains.Study:
-        """A pool of long chains from noise, of one of `chains.VARIANTS`."""
-        condition = shard_condition(self._rows, 0, num_chains)
-        return chains.run_variant(
-            self._model,
-            self.cfg,
-            variant,
-            num_chains=num_chains,
-            num_steps=num_steps,
-            seed=seed,
-            condition=condition,
-        )
+    def plan_chains(self, plan: chains.Plan) -> tuple[tuple[str, ...], str]:
+        """The variants of chains that differ under this run's settings, and a name for what their bits depend on."""
+        told = json.dumps([self.digest, dataclasses.asdict(plan), to_tree(self.cfg)], sort_keys=True)
+        return chains.variants(self.cfg), hashlib.sha256(told.encode()).hexdigest()[:16]
 
-    def report_chains(self, found: Mapping[str, chains.Study], seed: int = 0) -> dict[str, Any]:
-        """The result of metric chains, ready for JSON."""
-        compares = "a pool of chains from noise, run on: as at test time, without transitions, without noise"
-        return {
+    def run_chains(
+        self, plan: chains.Plan, variant: str, number: int, before: chains.Segment | None = None
+    ) -> chains.Segment:
+        """One segment of a pool of long chains from noise, of one of `chains.VARIANTS`."""
+        condition = shard_condition(self._rows, 0, plan.num_chains)
+        return chains.advance(self._model, self.cfg, plan, variant, number, before, condition)
+
+    def report_chains(
+        self, plan: chains.Plan, found: Mapping[str, Sequence[chains.Segment]]
+    ) -> tuple[dict[str, Any], dict[str, chains.Study]]:
+        """The result of metric chains, ready for JSON, from every variant's segments, and the studies it is made of."""
+        compares = "a pool of chains from noise, run on: with and without augmentation transitions, and noise"
+        studies = {name: chains.study(plan, name, segments) for name, segments in found.items()}
+        real, classify = self.reference.heldout.images[: plan.num_chains], self._classify()
+        document = {
             "metric": "chains",
-            **chains.report(found, self.reference.frechet),
-            "seed": seed,
+            **chains.report(studies, self.reference.frechet, classify),
+            "heldout": {
+                "num_images": len(real),
+                "fid_small": self.reference.frechet(real),
+                **({} if classify is None else {"class_score": chains.class_score(classify(real))}),
+            },
+            "seed": plan.seed,
             **self._provenance(compares),
         }
+        return document, studies
+
+    def _classify(self) -> Callable[[Pixels], Float[np.ndarray, "n k"]] | None:
+        """Class probabilities by the logistic regression on pixels, where the data allow one."""
+        try:
+            return self.reference.class_probabilities if self.reference.classifier else None
+        except DataError:
+            return None
 
     def _provenance(self, compares: str, **protocol: str) -> dict[str, Any]:
         """What every study says of where its numbers come from."""

@@ -125,6 +125,10 @@ class Reference:
             raise DataError("metric classifier: all training images have one label; use more images (data.limit)")
         return LogisticRegression(max_iter=2000).fit(_pixels(self.train.images), labels)
 
+    def class_probabilities(self, images: Pixels) -> Float[np.ndarray, "n k"]:
+        """What `classifier` makes of images."""
+        return self.classifier.predict_proba(_pixels(images))
+
     def frechet(self, images: Pixels) -> float:
         """Fréchet distance of images to the training images, in small features."""
         return frechet_distance(FeatureStats.from_features(self.extractor.features(images)), self.train_features)
@@ -256,15 +260,15 @@ def _finish_nearest(found: tuple[np.ndarray, np.ndarray], real: Reference) -> di
 
 
 def _score_classifier(shard: Shard, real: Reference) -> Float[np.ndarray, "n k"]:
-    return real.classifier.predict_proba(_pixels(shard.images))
+    return real.class_probabilities(shard.images)
 
 
 def _finish_classifier(probabilities: Float[np.ndarray, "n k"], real: Reference) -> dict[str, Any]:
     result = scores.classifier_scores(probabilities)
-    heldout = scores.classifier_scores(real.classifier.predict_proba(_pixels(real.heldout.images)))
+    heldout = scores.classifier_scores(real.class_probabilities(real.heldout.images))
     if real.heldout.labels is not None:
         heldout["accuracy"] = float(real.classifier.score(_pixels(real.heldout.images), real.heldout.labels))
-    noise = scores.classifier_scores(real.classifier.predict_proba(_pixels(real.noise.images)))
+    noise = scores.classifier_scores(real.class_probabilities(real.noise.images))
     counts = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
     return {
         "value": result["mean_confidence"],
