@@ -25,6 +25,10 @@ def evaluate(
     chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
     chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
     descent_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Of their noiseless descent (Fig. 8).")] = 1000,
+    chain_transitions: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Steps between their augmentations. Default: sampler.transition_every."),
+    ] = None,
     storage: Storage = "./runs",
     address: Address = None,
 ) -> None:
@@ -43,6 +47,7 @@ def evaluate(
         num_chains=chains,
         chain_steps=chain_steps,
         descent_steps=descent_steps,
+        transition_every=chain_transitions,
         ood_images=ood_images,
         **({"ood_sets": tuple(ood)} if ood else {}),
     )

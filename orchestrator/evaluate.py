@@ -12,7 +12,7 @@ import ray
 
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator import study_chains, study_ood
+from orchestrator import study_chains, study_composition, study_ood
 from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_environment
 from orchestrator.pool import Pool, Say
 from orchestrator.request import EvaluationRequest
@@ -27,7 +27,11 @@ from workers.metrics import METRICS
 
 __all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]
 
-STUDIES: dict[str, Study] = {"ood": study_ood.STUDY, "chains": study_chains.STUDY}
+STUDIES: dict[str, Study] = {
+    "ood": study_ood.STUDY,
+    "chains": study_chains.STUDY,
+    "composition": study_composition.STUDY,
+}
 """What can be asked for beside METRICS."""
 
 

@@ -25,6 +25,8 @@ class EvaluationRequest:
     """Their steps; the paper goes up to 3,000."""
     descent_steps: int = 1000
     """Steps of the variant without noise and transitions (Fig. 8)."""
+    transition_every: int | None = None
+    """Steps between transitions of these chains; None: the run's own."""
     num_actors: int | None = None
     """None: one per CPU of the cluster."""
 

@@ -170,6 +170,8 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
                 rows.append((f"{key} (small)", document[key], document["heldout"][key], document["noise"][key]))
         elif name == "chains":
             rows.append(("fid_small of long chains, end over best", headline(document), None, None))
+        elif name == "composition":
+            rows.append(("composed images that are as asked", headline(document), None, None))
         elif name == "ood":
             for other, one in document["sets"].items():
                 rows.append((f"AUROC against {other}", one["auroc"], None, None))

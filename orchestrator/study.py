@@ -18,7 +18,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a study may use: the request, the actors, the step of the checkpoint and the data that it was trained on, and
+    """What a study may use: the request, the actors, the step of the checkpoint, the data that it was trained on, and
     the folder of the run that its results go into."""
 
     request: EvaluationRequest

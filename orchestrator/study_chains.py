@@ -25,6 +25,7 @@ def plan_of(request: EvaluationRequest) -> Plan:
         num_chains=request.num_chains,
         num_steps=request.chain_steps,
         descent_steps=request.descent_steps,
+        transition_every=request.transition_every,
         seed=request.seed,
     )
 
@@ -102,7 +103,7 @@ def chain_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def memory_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(variant, transitions, noise, of the energy, of the pixels); "at least" where the chains are too short to tell."""
+    """(variant, transitions, noise, of energy, of pixels); "at least" where the chains are too short to tell."""
 
     def text(memory: Mapping[str, Any] | None) -> str:
         if memory is None:
@@ -124,7 +125,7 @@ def _text(value: float | None) -> str:
 
 STUDY = Study(
     check=lambda request, trained: plan_of(request),
-    prepare=lambda asked: None,
+    prepare=lambda asked: asked.pool.run({0: (asked.step, "plan_chains", plan_of(asked.request))}),
     measure=measure,
     store=store,
     tables=tables,

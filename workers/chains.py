@@ -54,8 +54,8 @@ VARIANTS = {
     "no_transitions": Variant(transitions=False, noise=True),
     "descent": Variant(transitions=False, noise=False),
 }
-"""test_time: as samples are drawn. no_transitions: Langevin steps alone (Fig. 7). descent: these without noise, which end
-in the nearest minimum of the energy (Fig. 8: 1,000 steps)."""
+"""test_time: as samples are drawn. no_transitions: Langevin steps alone (Fig. 7). descent: these without noise, which
+end in the nearest minimum of the energy (Fig. 8: 1,000 steps)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,9 +67,13 @@ class Plan:
     """The paper goes up to 3,000."""
     descent_steps: int = 1000
     """Of the variant without noise and transitions (Fig. 8)."""
+    transition_every: int | None = None
+    """Steps between transitions of the variants that have them; None: sampler.transition_every."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.transition_every is not None and self.transition_every < 1:
+            raise ConfigError(f"{self.transition_every} steps between transitions: at least 1")
         if self.num_chains < 2 or min(self.num_steps, self.descent_steps) < NUM_TIMES:
             raise ConfigError(
                 f"{self.num_chains} chains of {min(self.num_steps, self.descent_steps)} steps: a study takes at least "
@@ -113,9 +117,14 @@ class Study:
     """Integrated autocorrelation time of the second half, in steps, of `energy` and of `pixels`."""
 
 
-def variants(cfg: TrainConfig) -> tuple[str, ...]:
-    """The variants that differ under these settings: without an augmentation there are no transitions to leave out."""
-    moved = cfg.augment.enabled and cfg.sampler.transition_every > 0
+def variants(cfg: TrainConfig, plan: Plan) -> tuple[str, ...]:
+    """The variants that differ under these settings: without an augmentation there are no transitions to leave out.
+
+    Raises ConfigError where the plan wants transitions and the run was trained without augmentation.
+    """
+    if plan.transition_every is not None and not cfg.augment.enabled:
+        raise ConfigError("transitions are asked for, but the run has augment.enabled=false: there is nothing to apply")
+    moved = cfg.augment.enabled and (plan.transition_every or cfg.sampler.transition_every) > 0
     return tuple(VARIANTS) if moved else ("no_transitions", "descent")
 
 
@@ -148,7 +157,7 @@ def advance(
         end, drawn = chain(
             energy,
             before.state.to(first),
-            sampler_of(cfg, variant),
+            sampler_of(cfg, plan, variant),
             rng,
             num_steps=every * NUM_TIMES,
             transitions=cfg.augment if VARIANTS[variant].transitions and cfg.augment.enabled else None,
@@ -162,11 +171,12 @@ def advance(
     return segment
 
 
-def sampler_of(cfg: TrainConfig, variant: str) -> SamplerConfig:
-    """The run's sampler, without noise where the variant has none (HMC has no such limit: plain descent then)."""
-    if VARIANTS[variant].noise:
-        return cfg.sampler
-    return replace(cfg.sampler, kind="langevin", noise_std=0.0, temperature=None)
+def sampler_of(cfg: TrainConfig, plan: Plan, variant: str) -> SamplerConfig:
+    """The run's sampler with the plan's transitions; without noise, and then without HMC, where a variant has none."""
+    sampler = cfg.sampler
+    if plan.transition_every is not None:
+        sampler = replace(sampler, transition_every=plan.transition_every)
+    return sampler if VARIANTS[variant].noise else replace(sampler, kind="langevin", noise_std=0.0, temperature=None)
 
 
 def _seen(energy: Energy, end: Samples, drawn: Sequence[Samples], *, keep_pixels: bool) -> Segment:

@@ -23,8 +23,9 @@ def autocorrelation_time(series: Float[np.ndarray, "t n p"]) -> Memory | None:
     """Integrated autocorrelation time 1 + 2 sum_k rho(k), in draws, of n chains of t draws of p numbers each.
 
     rho(k) is the mean over chains and times of (x_s - m).(x_(s+k) - m), over its value at k = 0, m being the mean of
-    all chains and times: chains that stay apart, or drift, count as memory. None when all draws are alike. Resolved when
-    the window closes within the first half of the lags. Raises DataError for fewer than two draws or values that are not finite.
+    all chains and times: chains that stay apart, or drift, count as memory. None when all draws are alike. Resolved
+    when the window closes within the first half of the lags. Raises DataError for fewer than two draws or values that
+    are not finite.
     """
     values = np.asarray(series, dtype=np.float64)
     if values.ndim != 3 or values.shape[0] < 2 or 0 in values.shape:

@@ -41,7 +41,7 @@ def test_noise_and_transitions_are_what_the_variants_differ_in(quadratic, make_s
         sampler={"step_size": 0.5, "noise_std": 0.05, "transition_every": 10, "transition_free_steps": 0},
         augment={"enabled": True},
     )
-    assert chains.variants(cfg) == tuple(chains.VARIANTS)
+    assert chains.variants(cfg, plan()) == tuple(chains.VARIANTS)
     found = {name: run(quadratic(center), cfg, name) for name in chains.VARIANTS}
     starts = [study.states[0] for study in found.values()]
     assert all(torch.equal(starts[0], start) for start in starts)
@@ -57,9 +57,14 @@ def test_noise_and_transitions_are_what_the_variants_differ_in(quadratic, make_s
 
 
 def test_variants_without_an_augmentation_are_not_run_twice(make_settings):
-    assert chains.variants(make_settings()) == ("no_transitions", "descent")
-    enabled = {"augment": {"enabled": True}, "sampler": {"transition_every": 0}}
-    assert chains.variants(make_settings(**enabled)) == ("no_transitions", "descent")
+    assert chains.variants(make_settings(), plan()) == ("no_transitions", "descent")
+    enabled = make_settings(augment={"enabled": True}, sampler={"transition_every": 0})
+    assert chains.variants(enabled, plan()) == ("no_transitions", "descent")
+    asked = chains.Plan(transition_every=7)
+    assert chains.variants(enabled, asked) == tuple(chains.VARIANTS)
+    assert chains.sampler_of(enabled, asked, "test_time").transition_every == 7
+    with pytest.raises(ConfigError, match=r"augment\.enabled=false"):
+        chains.variants(make_settings(), asked)
 
 
 def test_segments_are_the_samplers_own_chain(quadratic, make_settings, center):
