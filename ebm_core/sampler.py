@@ -112,15 +112,18 @@ def chain(
     num_steps: int,
     transitions: AugmentConfig | None = None,
     record_every: int = 0,
+    start: int = 0,
+    stop: int | None = None,
 ) -> tuple[Samples, list[Samples]]:
     """A test-time chain and its every `record_every`-th state (Section 2.3; Fig. 5).
 
     After every `cfg.transition_every` steps an augmentation moves the chain, always accepted, except among the last
     `cfg.transition_free_steps`. Returns the final state and the recorded ones (empty if `record_every` is 0).
+    start, stop: the part of the chain from its state `x_init` after `start` steps to that after `stop` (None: the end).
     """
     x, recorded = x_init.detach(), []
     last_transition = num_steps - max(cfg.transition_free_steps, 1)
-    for step in range(1, num_steps + 1):
+    for step in range(start + 1, (num_steps if stop is None else stop) + 1):
         x = transition(energy, x, cfg, rng)
         if record_every and step % record_every == 0:
             recorded.append(x)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator import cli_evaluate, cli_weights
+from orchestrator import cli_compose, cli_evaluate, cli_weights
 from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, open_console, print_table
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(data_app, name="data")
 app.command()(cli_evaluate.evaluate)
 data_app.command()(cli_weights.inception)
 data_app.command()(cli_weights.mobilenet)
+app.command()(cli_compose.compose)
 
 
 @app.command()

@@ -15,7 +15,7 @@ def evaluate(
         str,
         typer.Option(
             help="Names, separated by commas: fid, kid, inception_score, precision_recall; fid_medium, fid_small and "
-            "their kin; energy_gap, nearest_train, classifier; ood, chains."
+            "their kin; energy_gap, nearest_train, classifier; ood, chains, composition."
         ),
     ],
     checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
@@ -39,6 +39,11 @@ def evaluate(
     ood_images: Annotated[int, typer.Option(min=1, help="At most so many images of each set.")] = 10_000,
     chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
     chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
+    descent_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Of their noiseless descent (Fig. 8).")] = 1000,
+    chain_transitions: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Steps between their augmentations. Default: sampler.transition_every."),
+    ] = None,
     storage: Storage = "./runs",
     address: Address = None,
 ) -> None:
@@ -59,6 +64,8 @@ def evaluate(
         use_gpu=gpu,
         num_chains=chains,
         chain_steps=chain_steps,
+        descent_steps=descent_steps,
+        transition_every=chain_transitions,
         ood_images=ood_images,
         **({"ood_sets": tuple(ood)} if ood else {}),
     )

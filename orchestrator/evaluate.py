@@ -12,7 +12,7 @@ import ray
 
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator import study_chains, study_ood
+from orchestrator import study_chains, study_composition, study_ood
 from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_environment
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool, Say, Take
@@ -29,7 +29,11 @@ from workers.weights import KINDS, Weights
 
 __all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]
 
-STUDIES: dict[str, Study] = {"ood": study_ood.STUDY, "chains": study_chains.STUDY}
+STUDIES: dict[str, Study] = {
+    "ood": study_ood.STUDY,
+    "chains": study_chains.STUDY,
+    "composition": study_composition.STUDY,
+}
 """What can be asked for beside METRICS."""
 
 
@@ -60,9 +64,14 @@ def evaluate(
     start_ray(address, say)
     make = partial(new_actor, FetchCheckpoint(run.store.uri, run.name, storage_environment()), request, weights)
     with Pool(make, _num_actors(request), say) as pool:
-        found = score(Asked(request, pool, step, trained))
+        found = score(Asked(request, pool, step, trained, run, results_folder(step)))
     store_results(run, request, step, found)
     return run, step, found
+
+
+def results_folder(step: int) -> str:
+    """Where the results of a checkpoint lie, below its run."""
+    return f"evaluations/{step_name(step)}"
 
 
 def score(asked: Asked) -> dict[str, Document]:
@@ -81,11 +90,13 @@ def score(asked: Asked) -> dict[str, Document]:
 
 def store_results(run: Run, request: EvaluationRequest, step: int, found: Mapping[str, Document]) -> None:
     """Write results beside the checkpoint of `step`, over those of an earlier evaluation."""
-    folder = f"evaluations/{step_name(step)}"
+    folder = results_folder(step)
     for name, study in _studies(request).items():
         study.store(run, folder, found[name])
     for name, document in found.items():
         run.write_json(f"{folder}/{name}.json", document)
+    for study in _studies(request).values():
+        study.tidy(run, folder)
 
 
 def tables(found: Mapping[str, Mapping[str, Any]], step: int) -> list[Table]:

@@ -26,6 +26,10 @@ class EvaluationRequest:
     """Chains of the study of long chains."""
     chain_steps: int = 1000
     """Their steps; the paper goes up to 3,000."""
+    descent_steps: int = 1000
+    """Steps of the variant without noise and transitions (Fig. 8)."""
+    transition_every: int | None = None
+    """Steps between transitions of these chains; None: the run's own."""
     num_actors: int | None = None
     """None: one per CPU of the cluster, or per GPU."""
     use_gpu: bool = False
@@ -42,5 +46,9 @@ class EvaluationRequest:
             raise ConfigError(f"--chains {self.num_chains}: distances between chains need at least 2")
         if self.chain_steps < NUM_TIMES:
             raise ConfigError(f"--chain-steps {self.chain_steps}: at least {NUM_TIMES}, the times that are looked at")
+        if self.descent_steps < NUM_TIMES:
+            raise ConfigError(
+                f"--descent-steps {self.descent_steps}: at least {NUM_TIMES}, the times that are looked at"
+            )
         if self.num_actors is not None and self.num_actors < 1:
             raise ConfigError(f"--actors {self.num_actors}: at least 1")

@@ -83,8 +83,13 @@ def read_metrics(run: Run) -> pa.Table:
 
 def read_scores(run: Run, step: int) -> dict[str, dict[str, Any]]:
     """{metric: score document} of a step; empty when it was not scored."""
-    keys = [info.key for info in run.list(f"evaluations/{step_name(step)}/") if info.key.endswith(".json")]
-    return {key.rpartition("/")[2].removesuffix(".json"): run.read_json(key) for key in keys}
+    folder = f"evaluations/{step_name(step)}/"
+    names = (info.key.removeprefix(folder) for info in run.list(folder))
+    return {
+        name.removesuffix(".json"): run.read_json(folder + name)
+        for name in names
+        if name.endswith(".json") and "/" not in name
+    }
 
 
 def ema_grid_key(step: int) -> str:
@@ -165,6 +170,8 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
                 rows.append((f"{key} (small)", document[key], document["heldout"][key], document["noise"][key]))
         elif name == "chains":
             rows.append(("fid_small of long chains, end over best", headline(document), None, None))
+        elif name == "composition":
+            rows.append(("composed images that are as asked", headline(document), None, None))
         elif name == "ood":
             for other, one in document["sets"].items():
                 rows.append((f"AUROC against {other}", one["auroc"], None, None))

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from ebm_core.errors import EbmError
 from orchestrator.cluster import ClusterError, storage_environment
 from orchestrator.config import JobConfig, core_config
-from orchestrator.evaluate import new_actor, score, store_results
+from orchestrator.evaluate import new_actor, results_folder, score, store_results
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool
 from orchestrator.request import EvaluationRequest
@@ -123,7 +123,7 @@ class Scorer:
             make = partial(new_actor, fetch, request, self._weights, num_cpus=0)  # training has taken the CPUs
             self._pool = Pool(make, evaluation.num_actors, self._messages.put)
         pool = self._pool
-        found = score(Asked(request, pool, step, core_config(self._job).data))
+        found = score(Asked(request, pool, step, core_config(self._job).data, self._run, results_folder(step)))
         grid = pool.run({0: (step, "grid_png", evaluation.grid_count, seed)})[0]
         store_results(self._run, request, step, found)
         self._run.write_bytes(ema_grid_key(step), grid)

@@ -132,6 +132,10 @@ class Run:
         """A stored object. Raises ObjectMissing."""
         return self._objects.get(self._key(key))
 
+    def delete(self, key: str) -> None:
+        """Remove a stored object, if it is there."""
+        self._objects.delete(self._key(key))
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects of the run whose key starts with `prefix`, sorted; their keys are relative to the run."""
         skipped = len(self.name) + 1

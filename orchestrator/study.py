@@ -18,12 +18,15 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a study may use: the request, the actors, the step of the checkpoint and the data that it was trained on."""
+    """What a study may use: the request, the actors, the step of the checkpoint, the data that it was trained on, and
+    the folder of the run that its results go into."""
 
     request: EvaluationRequest
     pool: Pool
     step: int
     trained: DataConfig
+    run: Run
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,5 @@ class Study:
     """Writes pictures and data below a folder of the run, and leaves what can be JSON in the document."""
     tables: Callable[[Document, int], list[Table]]
     """What a person sees of the document of a step."""
+    tidy: Callable[[Run, str], object] = lambda run, folder: None
+    """Removes what helped an interrupted study to go on, once its result is stored."""

@@ -1,7 +1,7 @@
-"""The evaluator as a Ray actor, beside training: the only file of this package that knows Ray."""
+"""Evaluator and composer as Ray actors: the only file of this package that knows Ray."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import ray
 import torch
 
 from ebm_core.config import DataConfig, from_tree
+from workers.composer import Composer
 from workers.evaluator import Evaluator
 
 Fetch = Callable[[int, str], Path]
@@ -50,6 +51,30 @@ class ScoreActor:
         return torch.get_num_threads()
 
 
+class CompositionActor:
+    """Draws from compositions of checkpoints of several runs."""
+
+    def __init__(self, fetches: Sequence[tuple[Fetch, int]]) -> None:
+        """fetches: what brings each run's checkpoint, and its step."""
+        torch.set_num_threads(1)
+        self._fetches = fetches
+        self._composer: Composer | None = None
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """`method` of the `Composer` of these checkpoints, fetched at the first call. Raises what it raises."""
+        if self._composer is None:
+            with tempfile.TemporaryDirectory(prefix="ebm-compose-") as folder:
+                places = [Path(folder, str(i)) for i in range(len(self._fetches))]
+                found = [fetch(step, str(p)) for (fetch, step), p in zip(self._fetches, places, strict=True)]
+                self._composer = Composer.from_checkpoints(found)
+        return getattr(self._composer, method)(*arguments)
+
+
 def evaluator_actor(num_cpus: float = 1, num_gpus: float = 0) -> Any:
     """The actor class with these resources: `evaluator_actor().remote(fetch)`, then `.call.remote(step, method)`."""
     return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(ScoreActor)
+
+
+def composition_actor(num_cpus: float = 1) -> Any:
+    """The actor class with these resources."""
+    return ray.remote(num_cpus=num_cpus)(CompositionActor)

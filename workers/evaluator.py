@@ -1,6 +1,8 @@
 """Judges one checkpoint: loads it once, draws any shard of its samples, scores them. A plain class, without Ray."""
 
+import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -14,13 +16,14 @@ from torch import Tensor
 
 from ebm_core.checkpoint import MANIFEST, load_energy
 from ebm_core.config import DataConfig, TrainConfig, to_tree
-from ebm_core.data import condition_table, load, num_conditions
+from ebm_core.data import chosen_attributes, condition_table, load, num_conditions
 from ebm_core.data.dataset import Dataset
 from ebm_core.data.pixels import dequantize
-from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels
-from workers import chains, ood
+from workers import chains, compositions, ood
+from workers.composer import AT_ONCE, COMPOSED, Composer
 from workers.feature_metrics import FIELD_IMAGES, notes
 from workers.generate import BATCH_SIZE, SHARD_SIZE, generate_images, shard_condition
 from workers.metrics import NUM_REAL, Reference, Shard, find_metric
@@ -228,28 +231,67 @@ class Evaluator:
             ),
         }
 
-    def run_chains(self, variant: str, num_chains: int, num_steps: int, seed: int = 0) -> chains.Study:
-        """A pool of long chains from noise, of one of `chains.VARIANTS`."""
-        condition = shard_condition(self._rows, 0, num_chains)
-        return chains.run_variant(
-            self._model,
-            self.cfg,
-            variant,
-            num_chains=num_chains,
-            num_steps=num_steps,
-            seed=seed,
-            condition=condition,
-        )
+    def plan_chains(self, plan: chains.Plan) -> tuple[tuple[str, ...], str]:
+        """The variants of chains that differ under this run's settings, and a name for what their bits depend on."""
+        told = json.dumps([self.digest, dataclasses.asdict(plan), to_tree(self.cfg)], sort_keys=True)
+        return chains.variants(self.cfg, plan), hashlib.sha256(told.encode()).hexdigest()[:16]
 
-    def report_chains(self, found: Mapping[str, chains.Study], seed: int = 0) -> dict[str, Any]:
-        """The result of metric chains, ready for JSON."""
-        compares = "a pool of chains from noise, run on: as at test time, without transitions, without noise"
-        return {
+    def run_chains(
+        self, plan: chains.Plan, variant: str, number: int, before: chains.Segment | None = None
+    ) -> chains.Segment:
+        """One segment of a pool of long chains from noise, of one of `chains.VARIANTS`."""
+        condition = shard_condition(self._rows, 0, plan.num_chains)
+        return chains.advance(self._model, self.cfg, plan, variant, number, before, condition)
+
+    def report_chains(
+        self, plan: chains.Plan, found: Mapping[str, Sequence[chains.Segment]]
+    ) -> tuple[dict[str, Any], dict[str, chains.Study]]:
+        """The result of metric chains, ready for JSON, from every variant's segments, and the studies it is made of."""
+        compares = "a pool of chains from noise, run on: with and without augmentation transitions, and noise"
+        studies = {name: chains.study(plan, name, segments) for name, segments in found.items()}
+        real, classify = self.reference.heldout.images[: plan.num_chains], self._classify()
+        document = {
             "metric": "chains",
-            **chains.report(found, self.reference.frechet),
-            "seed": seed,
+            **chains.report(studies, self.reference.frechet, classify),
+            "heldout": {
+                "num_images": len(real),
+                "fid_small": self.reference.frechet(real),
+                **({} if classify is None else {"class_score": chains.class_score(classify(real))}),
+            },
+            "seed": plan.seed,
+            "transition_every": plan.transition_every or self.cfg.sampler.transition_every,
             **self._provenance(compares),
         }
+        return document, studies
+
+    def own_recipes(self) -> dict[str, compositions.Recipe]:
+        """What metric composition draws from: the run's attributes composed, each alone, and all told at once."""
+        assert self._rows is not None  # the caller has seen that the run is conditional
+        names = chosen_attributes(self.cfg.data)
+        concepts, together = compositions.own_concepts(self._rows, names)
+        composed = compositions.recipe("and", concepts)
+        alone = {f"{name} alone": composed.alone(i) for i, name in enumerate(names)}
+        at_once = compositions.Recipe("and", (together,), (1.0,), composed.sharpness, 1.0)
+        return {COMPOSED: composed, AT_ONCE: at_once, **alone}
+
+    def draw_composed(self, how: compositions.Recipe, shard: int, seed: int, num_steps: int | None) -> Pixels:
+        """A shard of images of one of these recipes."""
+        return self._composer.draw(how, shard, seed, num_steps)
+
+    def report_composition(self, how: compositions.Recipe, images: Mapping[str, Pixels]) -> dict[str, Any]:
+        """What a judge reads off them, ready for JSON."""
+        return self._composer.report(how, images)
+
+    @cached_property
+    def _composer(self) -> Composer:
+        return Composer([self._model], [self.cfg], self.train, self.heldout, [self.digest])
+
+    def _classify(self) -> Callable[[Pixels], Float[np.ndarray, "n k"]] | None:
+        """Class probabilities by the logistic regression on pixels, where the data allow one."""
+        try:
+            return self.reference.class_probabilities if self.reference.classifier else None
+        except DataError:
+            return None
 
     def _provenance(self, compares: str, **protocol: str) -> dict[str, Any]:
         """What every study says of where its numbers come from."""

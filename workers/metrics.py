@@ -64,16 +64,16 @@ def _finish_nearest(parts: Sequence[tuple[np.ndarray, np.ndarray]], real: Refere
 
 
 def _score_classifier(shard: Shard, real: Reference) -> Float[np.ndarray, "n k"]:
-    return real.classifier.predict_proba(pixel_rows(shard.images))
+    return real.class_probabilities(shard.images)
 
 
 def _finish_classifier(parts: Sequence[np.ndarray], real: Reference, known: Known) -> dict[str, Any]:
     probabilities = np.concatenate(parts)
     result = scores.classifier_scores(probabilities)
-    heldout = scores.classifier_scores(real.classifier.predict_proba(pixel_rows(real.heldout.images)))
+    heldout = scores.classifier_scores(real.class_probabilities(real.heldout.images))
     if real.heldout.labels is not None:
         heldout["accuracy"] = float(real.classifier.score(pixel_rows(real.heldout.images), real.heldout.labels))
-    noise = scores.classifier_scores(real.classifier.predict_proba(pixel_rows(real.noise.images)))
+    noise = scores.classifier_scores(real.class_probabilities(real.noise.images))
     counts = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
     return {
         "value": result["mean_confidence"],

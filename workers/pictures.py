@@ -22,6 +22,9 @@ PADDING = 2
 LARGEST_SCALE = 16
 """A few small images are not enlarged beyond this: their pixels would be all that one sees."""
 
+GAP = 12
+"""White pixels between grids that stand side by side."""
+
 SLATE = (88, 104, 136)
 """Colour of the padding: bluish, so that no grey image runs into it."""
 
@@ -44,6 +47,21 @@ def strip_png(chains: UInt8[Tensor, "chains time c h w"], scale: int | None = No
     pixels = _as_rgb(chains.flatten(0, 1))
     columns = chains.shape[1]
     return _png(_tiled(pixels, columns, scale or _fitting_scale(columns, pixels.shape[2])))
+
+
+def grids_png(groups: Sequence[UInt8[Tensor, "n c h w"]]) -> bytes:
+    """Square grids of equally many images side by side as one PNG, such as a pool of chains at several times.
+
+    Scale and errors as in `grid_png`, and DataError for no groups or groups of different shapes.
+    """
+    if len({group.shape for group in groups}) != 1:
+        raise DataError(f"grids of shapes {[tuple(group.shape) for group in groups]}: need at least one, all alike")
+    pixels = [_as_rgb(group) for group in groups]
+    columns = math.ceil(math.sqrt(len(pixels[0])))
+    scale = _fitting_scale(columns * len(groups), pixels[0].shape[2])
+    pages = [_tiled(one, columns, scale) for one in pixels]
+    gap = np.full((pages[0].shape[0], GAP, 3), 255, dtype=np.uint8)
+    return _png(np.concatenate([part for page in pages for part in (gap, page)][1:], axis=1))
 
 
 def curves_png(

@@ -119,6 +119,10 @@ class Reference:
             raise DataError("metric classifier: all training images have one label; use more images (data.limit)")
         return LogisticRegression(max_iter=2000).fit(pixel_rows(self.train.images), labels)
 
+    def class_probabilities(self, images: Pixels) -> Float[np.ndarray, "n k"]:
+        """What `classifier` makes of images."""
+        return self.classifier.predict_proba(pixel_rows(images))
+
     def extractor(self, name: str) -> Extractor:
         """One of EXTRACTORS, opened once. Raises DataError where its weights are missing."""
         if name not in self._extractors:

@@ -4,6 +4,7 @@ from ebm_core.data.batches import batch_indices, batches, labelled_batches
 from ebm_core.data.catalog import (
     DATASETS,
     check_files,
+    chosen_attributes,
     condition_table,
     default_config,
     download,
@@ -19,6 +20,7 @@ __all__ = [
     "batch_indices",
     "batches",
     "check_files",
+    "chosen_attributes",
     "condition_table",
     "default_config",
     "dequantize",

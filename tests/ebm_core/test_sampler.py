@@ -161,6 +161,30 @@ def test_transitions_come_every_n_steps_and_never_among_the_last(monkeypatch):
     assert calls == [20, 40, 60]
 
 
+def test_a_chain_in_parts_is_the_chain(monkeypatch):
+    # one stream goes on through the parts, and transitions keep their places in the whole
+    monkeypatch.setattr("ebm_core.sampler.augment", lambda x, cfg, generator: x + 1)
+    cfg = SamplerConfig(step_size=0.1, noise_std=0.1, clamp=False, transition_every=20, transition_free_steps=30)
+    x = torch.ones(2, 1, 3, 3)
+    whole, seen = chain(quadratic, x, cfg, rng(), num_steps=100, transitions=AugmentConfig(), record_every=10)
+    generator, parts = rng(), []
+    for start, stop in ((0, 40), (40, 50), (50, None)):
+        x, recorded = chain(
+            quadratic,
+            x,
+            cfg,
+            generator,
+            num_steps=100,
+            transitions=AugmentConfig(),
+            record_every=10,
+            start=start,
+            stop=stop,
+        )
+        parts += recorded
+    assert torch.equal(x, whole)
+    assert torch.equal(torch.stack(parts), torch.stack(seen))
+
+
 def test_the_same_stream_gives_the_same_chain():
     cfg = SamplerConfig(num_steps=4, step_size=0.1, noise_std=0.1)
     x_init = torch.full((3, 1, 4, 4), 0.5)

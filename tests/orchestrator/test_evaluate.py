@@ -51,6 +51,7 @@ def request(**changes) -> EvaluationRequest:
         ood_images=700,
         num_chains=3,
         chain_steps=20,
+        descent_steps=20,
         num_actors=2,
     )
     return replace(plain, **changes)
@@ -66,7 +67,8 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     found_run, step, found = evaluate("tiny", request(), storage=str(tmp_path))
     assert (found_run.uri, step) == (run.uri, STEP)
     first = stored(run)
-    pictures = ["chains-descent.png", "chains-no_transitions.png", "chains-test_time.png", "chains.json", "chains.png"]
+    kinds = ("descent-pool", "descent", "no_transitions-pool", "no_transitions")
+    pictures = [*(f"chains-{kind}.png" for kind in kinds), "chains.json", "chains.png"]
     names = ["fid_small.json", "kid_small.json", "ood-energies.parquet", "ood.json", "ood.png"]
     assert [key.rpartition("/")[2] for key in sorted(first)] == [*pictures, *names, "precision_recall_small.json"]
     evaluate("tiny", request(num_actors=1), storage=str(tmp_path))
@@ -83,10 +85,11 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     assert np.asarray(Image.open(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood.png"]))).std() > 0
 
     assert runs.read_scores(run, STEP).keys() == found.keys()
-    plain, outside, chains = tables(found, STEP)
+    plain, outside, chains, memory = tables(found, STEP)
     assert [row[0] for row in plain.rows][:3] == ["fid_small", "kid_small", "precision (small)"]
     assert [row[0] for row in outside.rows] == ["interpolation", "noise", "objects"]
-    assert [row[:2] for row in chains.rows[:3]] == [("test_time", "2"), ("test_time", "10"), ("test_time", "20")]
+    assert [row[:2] for row in chains.rows[:2]] == [("real, held out", "-"), ("no_transitions", "2")]
+    assert [row[:3] for row in memory.rows] == [("no_transitions", "no", "yes"), ("descent", "no", "no")]
 
 
 @pytest.mark.cluster
@@ -98,6 +101,8 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
         ((), {"ood_sets": ("nothing",)}, ConfigError, "known are"),
         ((), {"num_actors": 3}, ClusterError, "this Ray has 2 CPUs"),
         (("data.condition=label",), {"metrics": ("ood",)}, ConfigError, "conditional"),
+        ((), {"metrics": ("composition",)}, ConfigError, "condition is none"),
+        ((), {"metrics": ("chains",), "transition_every": 5}, ConfigError, "augment.enabled=false"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_stores_nothing(cluster, tmp_path: Path, settings, changes, kind, said):
@@ -125,6 +130,7 @@ def test_steps_and_runs_that_are_not_there(tmp_path: Path):
     [
         ({"num_chains": 1}, "at least 2"),
         ({"chain_steps": 19}, "at least 20"),
+        ({"descent_steps": 19}, "at least 20"),
         ({"num_images": 1}, "at least 2"),
         ({"ood_images": 0}, "at least 1"),
         ({"num_actors": 0}, "at least 1"),

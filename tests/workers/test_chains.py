@@ -1,20 +1,24 @@
 """Long chains of an energy whose chains are known step by step, and quantities of known images."""
 
 import json
-from dataclasses import replace
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.rng import stream, uniform
+from ebm_core.sampler import chain
 from workers import chains
 
 
-def run(model, cfg, variant="descent", num_chains=6, num_steps=40, seed=0, **options):
-    return chains.run_variant(
-        model, cfg, variant, num_chains=num_chains, num_steps=num_steps, seed=seed, **options
-    )  # fmt: skip
+def plan(num_chains=6, num_steps=40, seed=0) -> chains.Plan:
+    return chains.Plan(num_chains=num_chains, num_steps=num_steps, descent_steps=num_steps, seed=seed)
+
+
+def run(model, cfg, variant="descent", condition=None, **sizes):
+    return chains.run_variant(model, cfg, variant, plan(**sizes), condition)
 
 
 @pytest.fixture
@@ -37,17 +41,61 @@ def test_noise_and_transitions_are_what_the_variants_differ_in(quadratic, make_s
         sampler={"step_size": 0.5, "noise_std": 0.05, "transition_every": 10, "transition_free_steps": 0},
         augment={"enabled": True},
     )
+    assert chains.variants(cfg, plan()) == tuple(chains.VARIANTS)
     found = {name: run(quadratic(center), cfg, name) for name in chains.VARIANTS}
     starts = [study.states[0] for study in found.values()]
-    assert torch.equal(starts[0], starts[1])
-    assert torch.equal(starts[0], starts[2])
+    assert all(torch.equal(starts[0], start) for start in starts)
     assert found["descent"].curves["pairwise_distance"][-1] < 1e-6
     # stationary: noise then halving leaves a variance of 0.05^2 / 3 per pixel; two chains differ by twice that
     expected = (2 * 64 * 0.05**2 / 3) ** 0.5
     assert found["no_transitions"].curves["pairwise_distance"][5:].mean() == pytest.approx(expected, rel=0.1)
+    # transitions at 10, 20, 30: what they change is gone after ten halvings, without noise to the last bit
+    still = run(quadratic(torch.rand(1, 1, 8, 8, generator=stream(0, 0, "center"))), cfg, "no_noise")
+    assert still.curves["energy"][5] < 1e-4
+    assert still.curves["energy"][6] > 1e-3
     assert not torch.equal(found["test_time"].states[-1], found["no_transitions"].states[-1])
-    without = run(quadratic(center), replace(cfg, augment=replace(cfg.augment, enabled=False)), "test_time")
-    assert torch.equal(without.states, found["no_transitions"].states)
+
+
+def test_variants_without_an_augmentation_are_not_run_twice(make_settings):
+    assert chains.variants(make_settings(), plan()) == ("no_transitions", "descent")
+    enabled = make_settings(augment={"enabled": True}, sampler={"transition_every": 0})
+    assert chains.variants(enabled, plan()) == ("no_transitions", "descent")
+    asked = chains.Plan(transition_every=7)
+    assert chains.variants(enabled, asked) == tuple(chains.VARIANTS)
+    assert chains.sampler_of(enabled, asked, "test_time").transition_every == 7
+    with pytest.raises(ConfigError, match=r"augment\.enabled=false"):
+        chains.variants(make_settings(), asked)
+
+
+def test_segments_are_the_samplers_own_chain(quadratic, make_settings, center):
+    # Without noise no draw differs, so the joined segments must end where one uninterrupted chain ends.
+    cfg = make_settings(sampler={"step_size": 0.05, "noise_std": 0.0})
+    x = uniform((6, 1, 8, 8), stream(3, 0, "chains"))
+    _, recorded = chain(quadratic(center), x, cfg.sampler, stream(0, 0, "unused"), num_steps=40, record_every=2)
+    study = run(quadratic(center), cfg, seed=3)
+    expected = (torch.stack([x, *recorded]) * 256).floor().clamp(0, 255).to(torch.uint8)
+    assert torch.equal(study.states, expected)
+
+
+def test_the_memory_of_a_quadratic_is_that_of_its_autoregression(quadratic, make_settings, center):
+    # y = x + w, then center + (1 - step) (y - center): an autoregression of coefficient 0.8 in every pixel, time 9.
+    cfg = make_settings(sampler={"step_size": 0.2, "noise_std": 0.05, "clamp": False})
+    study = run(quadratic(center), cfg, "no_transitions", num_chains=32, num_steps=200)
+    pixels, energy = study.memory["pixels"], study.memory["energy"]
+    assert pixels is not None
+    assert energy is not None
+    assert pixels.resolved
+    assert pixels.time == pytest.approx(9, rel=0.12)
+    # the energy is a square of Gaussians: rho(k)^2 = 0.64^k
+    assert energy.time == pytest.approx(1.64 / 0.36, rel=0.25)
+    still = run(quadratic(center + 0.5 / 256), cfg, "descent", num_steps=1000)
+    assert still.memory == {"energy": None, "pixels": None}
+
+
+def test_draws_between_looks_divide_a_segment():
+    for every, stride in ((1, 1), (10, 1), (50, 5), (150, 15), (53, 53), (12, 2)):
+        sizes = chains.Plan(num_steps=20 * every, descent_steps=20)
+        assert (sizes.every("test_time"), sizes.stride("test_time"), sizes.every("descent")) == (every, stride, 1)
 
 
 def test_quantities_of_known_states():
@@ -69,8 +117,21 @@ def test_the_report_tells_chains_that_get_worse(quadratic, make_settings, center
     small = made["variants"]["descent"]["fid_small"]
     assert made["value"] == small[-1] / min(small)
     assert (made["num_chains"], made["num_steps"]) == (6, 40)
+    assert "class_score" not in made["variants"]["descent"]
     course = iter([3.0, 1.0, *[2.0] * 19])
     assert chains.report({"test_time": study}, lambda _: next(course))["value"] == 2
+    sure = np.eye(3)[np.arange(6) % 3]
+    judged = chains.report({"descent": study}, lambda _: 1.0, lambda _: sure)
+    assert judged["variants"]["descent"]["class_score"] == pytest.approx([3.0] * 21)
+
+
+def test_the_class_score_runs_from_1_to_the_number_of_classes():
+    assert chains.class_score(np.full((4, 5), 0.2)) == pytest.approx(1)
+    assert chains.class_score(np.eye(5)) == pytest.approx(5)
+    assert chains.class_score(np.eye(5)[[0, 0, 0]]) == pytest.approx(1)
+    p = np.array([[0.9, 0.1], [0.1, 0.9]])
+    mutual = math.log(2) + 0.9 * math.log(0.9) + 0.1 * math.log(0.1)
+    assert chains.class_score(p) == pytest.approx(math.exp(mutual))
 
 
 def test_conditions_reach_the_chains(quadratic, make_settings):
@@ -87,6 +148,13 @@ def test_conditions_reach_the_chains(quadratic, make_settings):
 def test_what_a_study_cannot_be(quadratic, make_settings, center, options, said):
     with pytest.raises(ConfigError, match=said):
         run(quadratic(center), make_settings(), **options)
+
+
+def test_a_segment_that_does_not_follow_is_refused(quadratic, make_settings, center):
+    first = chains.advance(quadratic(center), make_settings(), plan(), "descent", 0, None)
+    for number, before in ((1, None), (0, first), (21, first), (-1, None)):
+        with pytest.raises(ConfigError, match="it follows segment"):
+            chains.advance(quadratic(center), make_settings(), plan(), "descent", number, before)
 
 
 def test_chains_that_diverge_are_named(quadratic, make_settings, center):

@@ -6,7 +6,17 @@ import torch
 from PIL import Image
 
 from ebm_core.errors import DataError
-from workers.pictures import LARGEST_SCALE, PADDING, PAGE_WIDTH, SLATE, curves_png, grid_png, strip_png
+from workers.pictures import (
+    GAP,
+    LARGEST_SCALE,
+    PADDING,
+    PAGE_WIDTH,
+    SLATE,
+    curves_png,
+    grid_png,
+    grids_png,
+    strip_png,
+)
 
 
 def decoded(png: bytes) -> np.ndarray:
@@ -56,6 +66,20 @@ def test_a_strip_has_a_row_for_each_chain_and_time_runs_to_the_right():
     page = decoded(strip_png(chains, scale=1))
     assert page.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
     assert page[2::6, 2::6, 0].tolist() == [[0, 100, 200], [50, 150, 250]]
+
+
+def test_grids_stand_side_by_side_with_a_white_gap():
+    groups = [torch.full((4, 1, 4, 4), value, dtype=torch.uint8) for value in (10, 20, 30)]
+    page = decoded(grids_png(groups))
+    grid = decoded(grid_png(groups[0], scale=16))
+    height, width = grid.shape[:2]
+    assert page.shape == (height, 3 * width + 2 * GAP, 3)
+    np.testing.assert_array_equal(page[:, :width], grid)
+    assert (page[:, width : width + GAP] == 255).all()
+    assert [int(page[height // 4, i * (width + GAP) + width // 4, 0]) for i in range(3)] == [10, 20, 30]
+    for wrong in ([], [groups[0], groups[1][:3]]):
+        with pytest.raises(DataError, match="grids of shapes"):
+            grids_png(wrong)
 
 
 @pytest.mark.parametrize(
