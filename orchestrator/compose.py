@@ -22,9 +22,9 @@ from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.types import Pixels
 from orchestrator.cluster import WORKER_ENV, start_ray, storage_environment
 from orchestrator.config import core_config, parse
+from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool, Say
 from orchestrator.sample import open_run
-from orchestrator.score_job import FetchCheckpoint
 from orchestrator.storage import Run
 from orchestrator.study import Document, Table
 from workers.actor import composition_actor
