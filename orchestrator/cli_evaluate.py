@@ -19,9 +19,18 @@ def evaluate(
     actors: Annotated[int | None, typer.Option(min=1, help="Ray actors, one CPU each. Default: all CPUs.")] = None,
     ood: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="NAME[=FOLDER]", help="A set for the metric ood; give it once per set."),
+        typer.Option(
+            metavar="NAME[=FOLDER]",
+            help="A set for the metric ood, or any folder of images; once per set. Default: Table 3's for CIFAR-10.",
+        ),
     ] = None,
-    ood_images: Annotated[int, typer.Option(min=1, help="At most so many images of each set.")] = 10_000,
+    ood_images: Annotated[
+        int | None, typer.Option(min=2, help="At most so many images of each set. Default: all.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="Of the metric ood: strict or paper_code.")] = "strict",
+    cifar100_fault: Annotated[
+        bool, typer.Option("--cifar100-fault", help="With paper_code: also its CIFAR-100 reader, stuck at one image.")
+    ] = False,
     chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
     chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
     storage: Storage = "./runs",
@@ -41,8 +50,10 @@ def evaluate(
         num_actors=actors,
         num_chains=chains,
         chain_steps=chain_steps,
+        protocol=protocol,
+        ood_sets=tuple(ood or ()),
         ood_images=ood_images,
-        **({"ood_sets": tuple(ood)} if ood else {}),
+        cifar100_fault=cifar100_fault,
     )
     stored, step, found = score(
         run, request, storage=storage, step=checkpoint, address=address, say=lambda text: print(text, file=sys.stderr)

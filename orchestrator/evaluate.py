@@ -57,8 +57,8 @@ def evaluate(
     folder = f"evaluations/{step_name(step)}"
     for name, study in _studies(request).items():
         study.store(run, folder, found[name])
-    for name, document in found.items():
-        run.write_json(f"{folder}/{name}.json", document)
+    for document in found.values():
+        run.write_json(f"{folder}/{document['metric']}.json", document)
     return run, step, found
 
 
@@ -72,7 +72,8 @@ def tables(found: Mapping[str, Mapping[str, Any]], step: int) -> list[Table]:
     plain = {name: document for name, document in found.items() if name not in STUDIES}
     if plain:
         first = next(iter(plain.values()))
-        title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights"
+        title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights "
+        title += first["checkpoint_digest"][:12]
         rows = [(name, text(ours), text(real), text(noise)) for name, ours, real, noise in score_rows(plain)]
         shown.append(Table(title, ("score", "samples", "real, held out", "noise"), rows))
     for name, study in STUDIES.items():
