@@ -42,6 +42,7 @@ def evaluate(
     """
     from orchestrator.evaluate import EvaluationRequest, tables
     from orchestrator.evaluate import evaluate as score
+    from orchestrator.storage import step_name
 
     request = EvaluationRequest(
         metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),
@@ -58,8 +59,16 @@ def evaluate(
     stored, step, found = score(
         run, request, storage=storage, step=checkpoint, address=address, say=lambda text: print(text, file=sys.stderr)
     )
+    console, folder = open_console(), f"{stored.uri}/evaluations/{step_name(step)}"
+    first = next(iter(found.values()))
+    weights, data = first["checkpoint_digest"][:12], f"{first['dataset']} {first['data_fingerprint'][:12]}"
+    console.print(f"run {stored.name}, step {step}, averaged weights {weights}, data {data}", markup=False)
     for table in tables(found, step):
         print_table(table.title, table.columns, table.rows)
         if table.note:
-            open_console().print(table.note)
-    open_console().print(f"written to {stored.uri}/evaluations/", soft_wrap=True)
+            console.print(table.note, markup=False)
+    console.print(f"written to {folder}/", soft_wrap=True, markup=False)
+    for document in found.values():
+        if "energies" in document:
+            again = f"scores again from their energies: python -m workers.ood {folder}/{document['energies']['file']}"
+            console.print(again, soft_wrap=True, markup=False)

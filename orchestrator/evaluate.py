@@ -72,8 +72,7 @@ def tables(found: Mapping[str, Mapping[str, Any]], step: int) -> list[Table]:
     plain = {name: document for name, document in found.items() if name not in STUDIES}
     if plain:
         first = next(iter(plain.values()))
-        title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights "
-        title += first["checkpoint_digest"][:12]
+        title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights"
         rows = [(name, text(ours), text(real), text(noise)) for name, ours, real, noise in score_rows(plain)]
         shown.append(Table(title, ("score", "samples", "real, held out", "noise"), rows))
     for name, study in STUDIES.items():

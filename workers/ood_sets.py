@@ -43,7 +43,7 @@ MADE = ("interpolation", "noise")
 CROP = "textures_crop"
 """Textures cut from the top left of the pictures as they are: the published code's reading, beside the resized one."""
 
-FAULT = "cifar100_first_image"
+FAULT = "cifar100_fault"
 """CIFAR-100 by the published reader, which returns the first image whatever is asked for."""
 
 TABLE_3 = ("svhn", "textures", "interpolation", "cifar100")
@@ -125,10 +125,12 @@ def stuck(which: ImageSet) -> ImageSet:
 def open_source(which: ImageSet) -> Dataset:
     """The images that `which` draws on, without held-out ones. DataError for missing files."""
     assert which.data is not None
+    root = Path(which.data.root)
+    if which.data.name == "image_folder" and not root.is_dir():
+        raise DataError(f"no folder {root}; give a set's images as NAME=FOLDER")
     if which.data.name == "svhn" and which.protocol == "paper_code":
         return load(which.data, "train")
     source = load(which.data, "test")
-    root = Path(which.data.root)
     published_split = (root / "train").is_dir() and (root / "test").is_dir()
     if which.data.name == "textures" or (which.data.name == "image_folder" and not published_split):
         train = load(which.data, "train")
@@ -181,7 +183,10 @@ class SetReader:
     def __init__(self, which: ImageSet, heldout: Dataset) -> None:
         """DataError for missing files, a set too small to score or another image shape."""
         self._which = which
-        self.source = heldout if which.data is None else open_source(which)
+        try:
+            self.source = heldout if which.data is None else open_source(which)
+        except DataError as error:
+            raise DataError(f"--ood {which.name}: {error}") from None
         self.shape = heldout.image_shape
         if self.source.image_shape != self.shape:
             raise DataError(f"{which.name}: images of {self.source.image_shape}, not {self.shape}")

@@ -1,6 +1,8 @@
 """`ebm evaluate` on a stored run: one set of numbers whatever the actors, and one line for what does not fit."""
 
+import hashlib
 import io
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +62,9 @@ def stored(run: Run) -> dict[str, bytes]:
     return {info.key: run.read_bytes(info.key) for info in run.list("evaluations/")}
 
 
+SIZES = {"heldout": 297, "interpolation": 297, "noise": 297, "objects": 700}
+
+
 @pytest.mark.cluster
 def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tmp_path: Path):
     run = store_run(tmp_path)
@@ -72,20 +77,24 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     evaluate("tiny", request(num_actors=1), storage=str(tmp_path))
     assert stored(run) == first
 
-    rows = pq.read_table(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood-energies.parquet"])).to_pylist()
-    columns = {
-        name: {key: np.array([row[key] for row in rows if row["set"] == name]) for key in ("energy", *ood.LOW_LEVEL)}
-        for name in ("heldout", "interpolation", "noise", "objects")
-    }
-    assert [len(column["energy"]) for column in columns.values()] == [297, 297, 297, 700]
+    energies = first[f"evaluations/step-{STEP:09d}/ood-energies.parquet"]
+    columns = ood.columns_of(pq.read_table(io.BytesIO(energies)))
+    assert {name: len(c["energy"]) for name, c in columns.items()} == SIZES
     again = ood.report(columns, {})
+    for name, one in again["sets"].items():
+        one["source"] = found["ood"]["sets"][name]["source"]
     assert {key: found["ood"][key] for key in again} == again
+    written = json.loads(first[f"evaluations/step-{STEP:09d}/ood.json"])
+    assert written["energies"]["sha256"] == hashlib.sha256(energies).hexdigest()
+    assert (written["protocol"]["name"], written["seed"]) == ("strict", 0)
     assert np.asarray(Image.open(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood.png"]))).std() > 0
 
     assert runs.read_scores(run, STEP).keys() == found.keys()
-    plain, outside, chains = tables(found, STEP)
+    plain, outside, others, chains = tables(found, STEP)
     assert [row[0] for row in plain.rows][:3] == ["fid_small", "kid_small", "precision (small)"]
-    assert [row[0] for row in outside.rows] == ["interpolation", "noise", "objects"]
+    assert [row[:2] for row in outside.rows] == [(name, str(SIZES[name])) for name in list(SIZES)[1:]]
+    assert [row[0] for row in others.rows] == ["interpolation", "noise", "objects"]
+    assert "protocol strict, step 4, seed 0: 297 held-out digits images" in outside.title
     assert [row[:2] for row in chains.rows[:3]] == [("test_time", "2"), ("test_time", "10"), ("test_time", "20")]
 
 
@@ -96,6 +105,8 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
         ((), {"metrics": ("classifier", "ood"), "ood_sets": ("svhn",)}, DataError, "no test_32x32.mat"),
         ((), {"ood_sets": ("noise", "noise")}, ConfigError, "each set once"),
         ((), {"ood_sets": ("nothing",)}, ConfigError, "known are"),
+        ((), {"protocol": "paper_code", "cifar100_fault": True}, ConfigError, "cifar100 must be among the sets"),
+        ((), {"metrics": ("ood",), "ood_sets": ("mine=gone",)}, DataError, "--ood mine: no folder /.*/gone"),
         ((), {"num_actors": 3}, ClusterError, "this Ray has 2 CPUs"),
         (("data.condition=label",), {"metrics": ("ood",)}, ConfigError, "conditional"),
     ],
@@ -126,7 +137,9 @@ def test_steps_and_runs_that_are_not_there(tmp_path: Path):
         ({"num_chains": 1}, "at least 2"),
         ({"chain_steps": 19}, "at least 20"),
         ({"num_images": 1}, "at least 2"),
-        ({"ood_images": 0}, "at least 1"),
+        ({"ood_images": 1}, "at least 2"),
+        ({"protocol": "paper"}, "known: strict, paper_code"),
+        ({"cifar100_fault": True}, "needs --protocol paper_code"),
         ({"num_actors": 0}, "at least 1"),
     ],
 )
