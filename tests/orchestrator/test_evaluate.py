@@ -20,7 +20,7 @@ from ebm_core.trainer import init_state
 from orchestrator import runs
 from orchestrator.cluster import ClusterError
 from orchestrator.config import core_config, job_preset, override
-from orchestrator.evaluate import EvaluationRequest, evaluate, tables
+from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
 from orchestrator.pool import Pool
 from orchestrator.storage import Run, RunStore
 from workers import ood
@@ -129,6 +129,44 @@ def test_steps_and_runs_that_are_not_there(tmp_path: Path):
         run.store.objects.delete(f"tiny/{info.key}")
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         evaluate("tiny", request(), storage=str(tmp_path))
+
+
+def test_a_ray_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch):
+    def too_busy(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nmore")
+
+    run = store_run(tmp_path)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_busy)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=r"^Ray could not be reached or started: The current node timed out.*$"):
+        evaluate("tiny", request(), storage=str(tmp_path))
+    assert stored(run) == {}
+
+
+def test_a_kill_between_two_files_leaves_every_result_whole_and_belonging_to_its_energies(tmp_path, monkeypatch):
+    """The driver writes pictures and energies first and the result last, each at once or not at all."""
+    document = {
+        "metric": "ood", "protocol": {"name": "strict"}, "columns": {}, "seed": 0, "checkpoint_digest": "a",
+        "dataset": "digits", "data_fingerprint": "b", "sets": {"noise": {"auroc": 0.5, "published_auroc": None}},
+    }  # fmt: skip
+    columns = {name: dict.fromkeys(ood.COLUMNS, np.arange(4.0)) for name in ("heldout", "noise")}
+    run = RunStore(str(tmp_path)).run("tiny")
+    found = document | {"columns": columns}
+    STUDIES["ood"].store(run, "evaluations/step-000000004", found)
+    before = found["energies"]["sha256"]
+    run.write_json("evaluations/step-000000004/ood.json", found)
+
+    def killed(self: Run, key: str, data: bytes) -> None:
+        raise KeyboardInterrupt(key)
+
+    monkeypatch.setattr(Run, "write_bytes", killed)
+    other = document | {"columns": {**columns, "noise": dict.fromkeys(ood.COLUMNS, np.arange(9.0))}}
+    with pytest.raises(KeyboardInterrupt, match="energies"):  # the first thing that is written
+        STUDIES["ood"].store(run, "evaluations/step-000000004", other)
+    kept = run.read_json("evaluations/step-000000004/ood.json")
+    parquet = run.read_bytes(f"evaluations/step-000000004/{kept['energies']['file']}")
+    assert kept["energies"]["sha256"] == before == hashlib.sha256(parquet).hexdigest()
 
 
 @pytest.mark.parametrize(
