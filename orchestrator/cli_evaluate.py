@@ -34,9 +34,18 @@ def evaluate(
     ] = None,
     ood: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="NAME[=FOLDER]", help="A set for the metric ood; give it once per set."),
+        typer.Option(
+            metavar="NAME[=FOLDER]",
+            help="A set for the metric ood, or any folder of images; once per set. Default: Table 3's for CIFAR-10.",
+        ),
     ] = None,
-    ood_images: Annotated[int, typer.Option(min=1, help="At most so many images of each set.")] = 10_000,
+    ood_images: Annotated[
+        int | None, typer.Option(min=2, help="At most so many images of each set. Default: all.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="Of the metric ood: strict or paper_code.")] = "strict",
+    cifar100_fault: Annotated[
+        bool, typer.Option("--cifar100-fault", help="With paper_code: also its CIFAR-100 reader, stuck at one image.")
+    ] = False,
     chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
     chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
     descent_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Of their noiseless descent (Fig. 8).")] = 1000,
@@ -53,6 +62,7 @@ def evaluate(
     """
     from orchestrator.evaluate import EvaluationRequest, tables
     from orchestrator.evaluate import evaluate as score
+    from orchestrator.storage import step_name
     from workers.weights import Weights
 
     request = EvaluationRequest(
@@ -66,8 +76,10 @@ def evaluate(
         chain_steps=chain_steps,
         descent_steps=descent_steps,
         transition_every=chain_transitions,
+        protocol=protocol,
+        ood_sets=tuple(ood or ()),
         ood_images=ood_images,
-        **({"ood_sets": tuple(ood)} if ood else {}),
+        cifar100_fault=cifar100_fault,
     )
     stored, step, found = score(
         run,
@@ -78,8 +90,16 @@ def evaluate(
         say=lambda text: print(text, file=sys.stderr),
         weights=None if cache is None else Weights(cache.expanduser().absolute()),
     )
+    console, folder = open_console(), f"{stored.uri}/evaluations/{step_name(step)}"
+    first = next(iter(found.values()))
+    weights, data = first["checkpoint_digest"][:12], f"{first['dataset']} {first['data_fingerprint'][:12]}"
+    console.print(f"run {stored.name}, step {step}, averaged weights {weights}, data {data}", markup=False)
     for table in tables(found, step):
         print_table(table.title, table.columns, table.rows)
         if table.note:
-            open_console().print(table.note, markup=False)
-    open_console().print(f"written to {stored.uri}/evaluations/", soft_wrap=True)
+            console.print(table.note, markup=False)
+    console.print(f"written to {folder}/", soft_wrap=True, markup=False)
+    for document in found.values():
+        if "energies" in document:
+            again = f"scores again from their energies: python -m workers.ood {folder}/{document['energies']['file']}"
+            console.print(again, soft_wrap=True, markup=False)

@@ -93,8 +93,8 @@ def store_results(run: Run, request: EvaluationRequest, step: int, found: Mappin
     folder = results_folder(step)
     for name, study in _studies(request).items():
         study.store(run, folder, found[name])
-    for name, document in found.items():
-        run.write_json(f"{folder}/{name}.json", document)
+    for document in found.values():
+        run.write_json(f"{folder}/{document['metric']}.json", document)
     for study in _studies(request).values():
         study.tidy(run, folder)
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from ebm_core.errors import ConfigError
-from workers import ood
 from workers.chains import NUM_TIMES
 from workers.feature_metrics import FIELD_IMAGES
+from workers.ood_sets import PROTOCOLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +18,15 @@ class EvaluationRequest:
     seed: int = 0
     num_reference: int = FIELD_IMAGES
     """Largest number of training images behind scores in Inception features."""
-    ood_sets: tuple[str, ...] = ood.MADE
-    """NAME or NAME=FOLDER each; the held-out split is always there."""
-    ood_images: int = 10_000
-    """Largest number of images of a set; a larger one is thinned evenly."""
+    protocol: str = "strict"
+    """Of metric ood: `strict`, or `paper_code` as the published code has it."""
+    ood_sets: tuple[str, ...] = ()
+    """NAME or NAME=FOLDER each; empty: those of Table 3 for CIFAR-10, else interpolation and noise. The held-out split
+    is always there."""
+    ood_images: int | None = None
+    """Largest number of images of a set; a larger one is thinned evenly. None: all."""
+    cifar100_fault: bool = False
+    """Beside cifar100, the published code's reader, which returns the first image always."""
     num_chains: int = 64
     """Chains of the study of long chains."""
     chain_steps: int = 1000
@@ -40,8 +45,12 @@ class EvaluationRequest:
             raise ConfigError(f"--num-images {self.num_images}: a score needs at least 2")
         if self.num_reference < 2:
             raise ConfigError(f"--num-reference {self.num_reference}: at least 2 training images to compare with")
-        if self.ood_images < 1:
-            raise ConfigError(f"--ood-images {self.ood_images}: at least 1")
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"--protocol {self.protocol}: unknown; known: {', '.join(PROTOCOLS)}")
+        if self.cifar100_fault and self.protocol != "paper_code":
+            raise ConfigError("--cifar100-fault: a fault of the published code; it needs --protocol paper_code")
+        if self.ood_images is not None and self.ood_images < 2:
+            raise ConfigError(f"--ood-images {self.ood_images}: at least 2")
         if self.num_chains < 2:
             raise ConfigError(f"--chains {self.num_chains}: distances between chains need at least 2")
         if self.chain_steps < NUM_TIMES:

@@ -21,8 +21,8 @@ from ebm_core.data.dataset import Dataset
 from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.models import EnergyModel
-from ebm_core.types import Pixels
-from workers import chains, compositions, ood
+from ebm_core.types import Pixels, Samples
+from workers import chains, compositions, ood, ood_sets
 from workers.composer import AT_ONCE, COMPOSED, Composer
 from workers.feature_metrics import FIELD_IMAGES, notes
 from workers.generate import BATCH_SIZE, SHARD_SIZE, generate_images, shard_condition
@@ -80,7 +80,7 @@ class Evaluator:
         self.reference = Reference(train, heldout, self._real_energies, num_real, weights, device)
         self._model = model
         self._drawn: tuple[int, Pixels] | None = None
-        self._readers: dict[tuple[ood.ImageSet, int], ood.SetReader] = {}
+        self._readers: dict[ood_sets.ImageSet, ood_sets.SetReader] = {}
 
     @classmethod
     def from_checkpoint(
@@ -208,28 +208,49 @@ class Evaluator:
             found["paper"] = PUBLISHED[name]
         return found
 
-    def set_size(self, which: ood.ImageSet, limit: int) -> int:
-        """Images that `measure_set` covers. ConfigError for a conditional energy, DataError for missing files."""
+    def describe_set(self, which: ood_sets.ImageSet) -> dict[str, Any]:
+        """Size and origin of a set. ConfigError for a conditional energy, DataError for missing files."""
         if self._model.num_conditions:
             raise ConfigError("metric ood: the energy is conditional; it needs one that is not (Table 3)")
-        return self._reader(which, limit).num_images
-
-    def measure_set(self, which: ood.ImageSet, start: int, stop: int, limit: int) -> ood.Columns:
-        """Energies and low-level quantities of images start to stop - 1 of a set thinned to `limit`."""
-        images = self._reader(which, limit).images(start, stop)
-        return ood.measure(images, self.energies(images))
-
-    def report_ood(self, found: Mapping[str, ood.Columns]) -> dict[str, Any]:
-        """The result of metric ood over whole sets, ready for JSON."""
+        reader = self._reader(which)
         return {
-            "metric": "ood",
-            **ood.report(found, ood.PUBLISHED if self.train.name == "cifar10" else {}),
+            "num_images": reader.num_images,
+            "num_found": len(reader.source),
+            "dataset": reader.source.name,
+            "split": reader.source.split,
+            "data_fingerprint": reader.source.fingerprint(),
+        }
+
+    def measure_set(self, which: ood_sets.ImageSet, start: int, stop: int) -> ood.Columns:
+        """Energies and low-level quantities of images start to stop - 1 of a set."""
+        reader = self._reader(which)
+        images, x = reader.images(start, stop)
+        ood_sets.check_alike(which, x, self.cfg.image_shape)
+        return ood.measure(images, x, self._energies(x), reader.image_numbers[start:stop].numpy())
+
+    def report_ood(
+        self, found: Mapping[str, ood.Columns], described: Mapping[str, Mapping[str, Any]], protocol: str, seed: int
+    ) -> dict[str, Any]:
+        """The result of metric ood over whole sets, ready for JSON; described: as `describe_set` has it."""
+        made = ood.report(found, self.published_ood)
+        for name, one in made["sets"].items():
+            one["source"] = described[name]
+        return {
+            "metric": "ood" if protocol == "strict" else f"ood_{protocol}",
+            **made,
+            "inside": described[ood_sets.INSIDE],
+            "seed": seed,
             **self._provenance(
-                "-E(x) of held-out images with that of each other set, at the centres of the pixels' bins",
-                preprocessing="every set resized (short side, antialiased), cropped to the centre, stored as uint8",
-                name="strict",
+                "-E(x) of held-out images with that of each other set",
+                preprocessing=ood_sets.PREPROCESSING[protocol],
+                name=protocol,
             ),
         }
+
+    @property
+    def published_ood(self) -> Mapping[str, float]:
+        """Table 3, where it is about this data."""
+        return ood.PUBLISHED if self.train.name == "cifar10" else {}
 
     def plan_chains(self, plan: chains.Plan) -> tuple[tuple[str, ...], str]:
         """The variants of chains that differ under this run's settings, and a name for what their bits depend on."""
@@ -302,21 +323,24 @@ class Evaluator:
             "data_fingerprint": self._fingerprint,
         }
 
-    def _reader(self, which: ood.ImageSet, limit: int) -> ood.SetReader:
-        key = (which, limit)
-        if key not in self._readers:
-            self._readers = {key: ood.SetReader(which, self.heldout, limit)}  # one set at a time
-        return self._readers[key]
+    def _reader(self, which: ood_sets.ImageSet) -> ood_sets.SetReader:
+        if which not in self._readers:
+            self._readers = {which: ood_sets.SetReader(which, self.heldout)}  # one set at a time
+        return self._readers[which]
 
-    @torch.no_grad()
     def energies(self, images: Pixels, condition: Float[Tensor, "n k"] | None = None) -> Float[np.ndarray, "n"]:
         """E(x), or E(x, c), of stored images at their bins' centres, float64. CheckpointError unless all are finite."""
+        return self._energies(images, condition)
+
+    @torch.no_grad()
+    def _energies(self, x: Pixels | Samples, condition: Float[Tensor, "n k"] | None = None) -> Float[np.ndarray, "n"]:
+        """As `energies`; of points between the levels too."""
         device = next(self._model.parameters()).device
         values = []
-        for start in range(0, len(images), ENERGY_BATCH):
-            part = slice(start, start + ENERGY_BATCH)
-            c = None if condition is None else condition[part].to(device)
-            values.append(self._model(dequantize(images[part].to(device)), c).double().cpu())
+        for start in range(0, len(x), ENERGY_BATCH):
+            part = x[start : start + ENERGY_BATCH].to(device)
+            c = None if condition is None else condition[start : start + ENERGY_BATCH].to(device)
+            values.append(self._model(part if x.is_floating_point() else dequantize(part), c).double().cpu())
         energy = torch.cat(values).numpy()
         bad = int((~np.isfinite(energy)).sum())
         if bad:

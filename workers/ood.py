@@ -1,97 +1,32 @@
 """Out-of-distribution detection (Table 3): -E(x) as a score of being in distribution, beside what needs no training.
 
-Every set is read with the settings of the model's own data, so that size, range and quantisation agree; energies are
-taken at the centres of the pixels' bins, without dither.
+`ood_sets.py` says which sets there are and how each is read; here are the quantities of an image, the scores made of
+them, the file from which they can be made again (`python -m workers.ood ood-energies.parquet`) and the picture.
 """
 
 import io
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Float, UInt8
+import pyarrow.parquet as pq
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
-from ebm_core.config import DataConfig
-from ebm_core.data import DATASETS, Dataset, load
 from ebm_core.errors import ConfigError, DataError
-from ebm_core.rng import stream
-from ebm_core.types import Pixels
-from workers import scores
+from ebm_core.types import Pixels, Samples
+from workers import intervals, scores
+from workers.ood_sets import CROP, FAULT, INSIDE
 
-INSIDE = "heldout"
-"""The set in distribution: held-out images of the data that the model was trained on."""
+PUBLISHED = {"svhn": 0.91, "textures": 0.88, CROP: 0.88, "interpolation": 0.65, "cifar100": 0.83, FAULT: 0.83}
+"""AUROC of Table 3, for an unconditional model of CIFAR-10. The paper does not say which Textures it means."""
 
-MADE = ("interpolation", "noise")
-"""Sets made on the spot: means of two held-out images, and uniform noise."""
-
-PUBLISHED = {"svhn": 0.91, "textures": 0.88, "interpolation": 0.65, "cifar100": 0.83}
-"""AUROC of Table 3, for an unconditional model of CIFAR-10."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSet:
-    """A set to score: `name` in every result; `data` says where its files are, None for sets made on the spot."""
-
-    name: str
-    data: DataConfig | None = None
-
-
-def image_set(text: str, trained: DataConfig) -> ImageSet:
-    """The set that `NAME` or `NAME=FOLDER` means, read in the size and channels of `trained`.
-
-    NAME: one of MADE or a data set's; FOLDER: its root, by default that of `trained`. ConfigError for an unknown name.
-    """
-    name, _, folder = text.partition("=")
-    if name in MADE and not folder:
-        return ImageSet(name)
-    if name not in DATASETS or name in MADE:
-        raise ConfigError(
-            f"out-of-distribution set {text!r}: known are {', '.join((*MADE, *DATASETS))}, or NAME=FOLDER"
-        )
-    same = {"condition": "none", "attributes": (), "limit": None}
-    return ImageSet(name, replace(trained, name=name, root=folder or trained.root, **same))
-
-
-class SetReader:
-    """Images of a set by number: `num_images` of them, (c h w) as those of the held-out split."""
-
-    def __init__(self, which: ImageSet, heldout: Dataset, limit: int) -> None:
-        """limit: a larger set is thinned evenly. DataError for missing files, an empty set or another image shape."""
-        self._which = which
-        self._heldout = heldout
-        self._source = heldout if which.data is None else load(which.data, "test")
-        if self._source.image_shape != heldout.image_shape:
-            raise DataError(f"{which.name}: images of {self._source.image_shape}, not {heldout.image_shape}")
-        size = len(self._source)
-        if not size or (which.name == "interpolation" and size < 2):
-            raise DataError(f"{which.name}: {size} images are too few to score")
-        self.num_images = min(size, limit)
-        self._index = torch.arange(self.num_images) * size // self.num_images
-        self._partner = torch.empty(size, dtype=torch.int64)
-        order = torch.randperm(size, generator=stream(0, 0, "interpolation"))
-        self._partner[order] = order.roll(-1)  # one cycle: no image is its own partner
-
-    def images(self, start: int, stop: int) -> Pixels:
-        """Images start to stop - 1."""
-        index = self._index[start:stop]
-        if self._which.name == "noise" and self._which.data is None:
-            shape = (len(index), *self._heldout.image_shape)
-            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream(0, start, "noise set"))
-        found = self._source.fetch(index)
-        if self._which.name == "interpolation" and self._which.data is None:
-            return halfway(found, self._source.fetch(self._partner[index]))
-        return found
-
-
-def halfway(a: UInt8[Tensor, "*shape"], b: UInt8[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """The mean of two images; halves go to the even level, so that it is neither brighter nor darker."""
-    pair = a.int() + b.int()
-    return ((pair + pair // 2 % 2) // 2).to(torch.uint8)
+SEED, RESAMPLES = 0, 1000
+"""Of the bootstrap."""
 
 
 def total_variation(images: Pixels) -> Float[np.ndarray, "n"]:
@@ -124,68 +59,107 @@ LOW_LEVEL: Mapping[str, Callable[[Pixels], np.ndarray]] = {
 """Stand-ins for -E that know nothing of the data: the richer in detail, the more in distribution. With CIFAR-10 inside,
 this sign reaches much of Table 3 without training, since SVHN and mixed images are smooth."""
 
-Columns = Mapping[str, Float[np.ndarray, "n"]]
-"""`energy` and each of LOW_LEVEL of the images of one set."""
+Columns = Mapping[str, np.ndarray]
+"""Of the images of one set, a value each: COLUMNS."""
+
+COLUMNS = ("image", "energy", "lowest", "highest", *LOW_LEVEL)
+"""Number of the image in its data set, energy, extremes of the values that the energy saw, low-level quantities."""
 
 
-def measure(images: Pixels, energies: Float[np.ndarray, "n"]) -> Columns:
-    """The columns of some images."""
-    return {"energy": energies, **{name: function(images) for name, function in LOW_LEVEL.items()}}
+def measure(images: Pixels, x: Samples, energies: Float[np.ndarray, "n"], numbers: np.ndarray) -> Columns:
+    """The columns of some images: as stored, as the energy saw them, their energies and their numbers."""
+    values = x.flatten(1)
+    return {
+        "image": numbers,
+        "energy": energies,
+        "lowest": values.amin(1).double().numpy(),
+        "highest": values.amax(1).double().numpy(),
+        **{name: function(images) for name, function in LOW_LEVEL.items()},
+    }
 
 
-def table(found: Mapping[str, Columns]) -> pa.Table:
-    """One row per image: set, index, energy and the low-level quantities, from which every score can be made again."""
+def table(found: Mapping[str, Columns], origin: Mapping[str, Any]) -> pa.Table:
+    """One row per image: set, index and COLUMNS, from which every score can be made again; origin: says whose they are,
+    kept in the file's metadata under `ebm`."""
     names = np.concatenate([np.repeat(name, len(c["energy"])) for name, c in found.items()])
     index = np.concatenate([np.arange(len(c["energy"])) for c in found.values()])
-    columns = {key: np.concatenate([c[key] for c in found.values()]) for key in ("energy", *LOW_LEVEL)}
-    return pa.table({"set": pa.array(names.tolist()), "index": index, **columns})
+    columns = {key: np.concatenate([c[key] for c in found.values()]) for key in COLUMNS}
+    made = pa.table({"set": pa.array(names.tolist()), "index": index, **columns})
+    return made.replace_schema_metadata({"ebm": json.dumps(origin)})
 
 
-def report(found: Mapping[str, Columns], published: Mapping[str, float]) -> dict[str, object]:
+def columns_of(rows: pa.Table) -> dict[str, Columns]:
+    """What `table` was made of."""
+    names = np.asarray(rows["set"].to_pylist())
+    columns = {key: rows[key].to_numpy() for key in COLUMNS}
+    return {str(name): {key: c[names == name] for key, c in columns.items()} for name in dict.fromkeys(names)}
+
+
+def report(found: Mapping[str, Columns], published: Mapping[str, float]) -> dict[str, Any]:
     """Scores of every set against INSIDE, by the energy and by each of LOW_LEVEL.
 
-    published: AUROC of Table 3 by set, kept beside ours. `value`: mean AUROC over the sets other than noise (over all,
-    if noise is the only one). Intervals: 95 % bootstrap.
+    published: AUROC of Table 3 by set, kept beside ours. `value`: mean AUROC over the sets other than noise and the
+    second readings of a set (over all, if there are no others). Intervals: 95 % bootstrap.
+    Raises DataError for a set that is black but for its lowest level.
     """
     outside = [name for name in found if name != INSIDE]
     if not outside:
         raise ConfigError("no out-of-distribution set given: name at least one with --ood")
-    sets = {}
-    for name in outside:
-        inside, other = -found[INSIDE]["energy"], -found[name]["energy"]
-        sets[name] = {
-            **scores.detection(inside, other),
-            "auroc_interval": scores.auroc_interval(inside, other, np.random.default_rng(0)),
-            "num_images": len(other),
-            "published_auroc": published.get(name),
-            "low_level_auroc": {
-                key: scores.auroc(found[INSIDE][key], found[name][key]) for key in LOW_LEVEL
-            },
-        }  # fmt: skip
-    counted = [name for name in outside if name != "noise"] or outside
+    for name, columns in found.items():
+        if columns["highest"].max() < 2 / 256:
+            raise DataError(f"{name}: no pixel above level 1 of 255; were values of 0 to 1 written as 8 bits?")
+    sets = {name: _against(found[INSIDE], found[name], published.get(name)) for name in outside}
+    counted = [name for name in outside if name not in ("noise", CROP, FAULT)] or outside
     return {
         "value": float(np.mean([sets[name]["auroc"] for name in counted])),
+        "value_is": f"mean AUROC over {', '.join(counted)}",
         "num_inside": len(found[INSIDE]["energy"]),
+        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "level": 0.95},
         "sets": sets,
     }
 
 
-def histograms_png(found: Mapping[str, Columns], title: str) -> bytes:
-    """Energy histograms of all sets over one range as a PNG: AUROC hides where the sets lie."""
-    figure = Figure(figsize=(8, 1.2 + 1.1 * len(found)), dpi=100, layout="constrained")
+def _against(inside: Columns, other: Columns, published: float | None) -> dict[str, Any]:
+    pair = -inside["energy"], -other["energy"]
+    return {
+        **scores.detection(*pair),
+        "intervals": intervals.detection_intervals(*pair, np.random.default_rng(SEED), RESAMPLES),
+        "published_auroc": published,
+        "num_images": len(other["energy"]),
+        "value_range": [float(other["lowest"].min()), float(other["highest"].max())],
+        "low_level_auroc": {key: scores.auroc(inside[key], other[key]) for key in LOW_LEVEL},
+    }
+
+
+def histograms_png(found: Mapping[str, Columns], title: str, auroc: Mapping[str, float]) -> bytes:
+    """Energy histograms of all sets over one range as a PNG, the held-out images outlined behind every other set, with
+    its AUROC: one number hides where the sets lie."""
+    figure = Figure(figsize=(8, 1.4 + 0.9 * len(found)), dpi=100, layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(found), 1, sharex=True))
     edges = _edges([columns["energy"] for columns in found.values()])
+    inside = _shares(found[INSIDE]["energy"], edges)
     for axis, (name, columns) in zip(axes, found.items(), strict=True):
-        inside = name == INSIDE
-        axis.hist(columns["energy"].clip(edges[0], edges[-1]), bins=edges, color="#1f5fa8" if inside else "#c2571a")
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
+        if name == INSIDE:
+            axis.stairs(inside, edges, fill=True, color="#1f5fa8")
+        else:
+            axis.stairs(_shares(columns["energy"], edges), edges, fill=True, color="#c2571a")
+            axis.stairs(inside, edges, color="#1f5fa8", linewidth=1.2)
+        said = f"{name}\n{len(columns['energy']):,} images"
+        said += f"\nAUROC {auroc[name]:.3f}" if name in auroc else ""
+        axis.set_ylabel(said, rotation=0, ha="right", va="center", fontsize=10)
         axis.set_yticks([])
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_title(title, fontsize=13)
-    axes[-1].set_xlabel("energy (lower: more like the data; outermost bins hold what lies beyond)", fontsize=11)
+    said = "energy: lower is more like the data (outline: held-out images; end bins: all beyond)"
+    figure.supxlabel(said, fontsize=10)
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
+
+
+def _shares(energy: Float[np.ndarray, "n"], edges: Float[np.ndarray, "m"]) -> Float[np.ndarray, "k"]:
+    """Share of the images in each bin, those beyond the ends in the outermost ones."""
+    return np.histogram(energy.clip(edges[0], edges[-1]), edges)[0] / len(energy)
 
 
 def _edges(energies: Sequence[Float[np.ndarray, "n"]]) -> Float[np.ndarray, "m"]:
@@ -193,3 +167,15 @@ def _edges(energies: Sequence[Float[np.ndarray, "n"]]) -> Float[np.ndarray, "m"]
     low = min(float(np.quantile(e, 0.005)) for e in energies)
     high = max(float(np.quantile(e, 0.995)) for e in energies)
     return np.linspace(low, high if high > low else low + 1, 61)
+
+
+def main(files: Sequence[str]) -> None:
+    """Print the scores of energies that `ebm evaluate` stored."""
+    for file in files:
+        rows = pq.read_table(file)
+        origin = json.loads((rows.schema.metadata or {})[b"ebm"])
+        print(json.dumps(origin | report(columns_of(rows), origin["published"]), indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -61,23 +61,6 @@ def detection(inside: Float[np.ndarray, "n"], outside: Float[np.ndarray, "m"]) -
     }
 
 
-def auroc_interval(
-    inside: Float[np.ndarray, "n"], outside: Float[np.ndarray, "m"], rng: np.random.Generator, resamples: int = 1000
-) -> tuple[float, float]:
-    """95 % percentile bootstrap of `auroc`, both sets drawn anew with replacement."""
-    inside = _values(inside, "scores of in-distribution images", least=1)
-    outside = _values(outside, "scores of other images", least=1)
-    rank = np.unique(np.concatenate([inside, outside]), return_inverse=True)[1]
-    bins = int(rank.max()) + 1
-    ranks = rank[: len(inside)], rank[len(inside) :]
-    areas = np.empty(resamples)
-    for i in range(resamples):
-        high, low = (np.bincount(r[rng.integers(len(r), size=len(r))], minlength=bins) for r in ranks)
-        below = np.cumsum(low) - low / 2  # negatives under each value, ties counting half
-        areas[i] = (high * below).sum() / (len(inside) * len(outside))
-    return float(np.quantile(areas, 0.025)), float(np.quantile(areas, 0.975))
-
-
 def kernel_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (KID: Binkowski et al., 2018, over all pairs, no subsets).
 

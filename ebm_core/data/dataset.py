@@ -1,8 +1,9 @@
 """A data set: images by number, with what is known about each. Readers build it, `batches.py` draws from it."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
@@ -40,6 +41,8 @@ class Dataset:
     attributes: Float[Tensor, "n k"] | None = None
     """1 where an image has the attribute of that column, else 0."""
     attribute_names: tuple[str, ...] = ()
+    files: Sequence[Path] = ()
+    """The file of each image, for sets decoded per fetch from one file each; empty for the others."""
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     """Continuous factors of rendered images by name, each (n); empty for photographs."""
 
@@ -104,6 +107,7 @@ def limited(dataset: Dataset, limit: int) -> Dataset:
     return replace(
         dataset,
         num_images=num,
+        files=dataset.files[:num],
         labels=None if dataset.labels is None else dataset.labels[:num],
         attributes=None if dataset.attributes is None else dataset.attributes[:num],
         factors={name: values[:num] for name, values in dataset.factors.items()},

@@ -197,6 +197,7 @@ def _of_files(
         num_images=len(kept),
         read=remembered(read, len(kept), shape),
         content=content,
+        files=tuple(kept),
         labels=None if labels is None else labels[keep],
         class_names=class_names,
         attributes=None if attributes is None else attributes[keep],

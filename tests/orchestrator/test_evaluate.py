@@ -1,6 +1,8 @@
 """`ebm evaluate` on a stored run: one set of numbers whatever the actors, and one line for what does not fit."""
 
+import hashlib
 import io
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from ebm_core.trainer import init_state
 from orchestrator import runs
 from orchestrator.cluster import ClusterError
 from orchestrator.config import core_config, job_preset, override
-from orchestrator.evaluate import EvaluationRequest, evaluate, tables
+from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
 from orchestrator.pool import Pool
 from orchestrator.storage import Run, RunStore
 from workers import ood
@@ -61,6 +63,9 @@ def stored(run: Run) -> dict[str, bytes]:
     return {info.key: run.read_bytes(info.key) for info in run.list("evaluations/")}
 
 
+SIZES = {"heldout": 297, "interpolation": 297, "noise": 297, "objects": 700}
+
+
 @pytest.mark.cluster
 def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tmp_path: Path):
     run = store_run(tmp_path)
@@ -74,20 +79,24 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     evaluate("tiny", request(num_actors=1), storage=str(tmp_path))
     assert stored(run) == first
 
-    rows = pq.read_table(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood-energies.parquet"])).to_pylist()
-    columns = {
-        name: {key: np.array([row[key] for row in rows if row["set"] == name]) for key in ("energy", *ood.LOW_LEVEL)}
-        for name in ("heldout", "interpolation", "noise", "objects")
-    }
-    assert [len(column["energy"]) for column in columns.values()] == [297, 297, 297, 700]
+    energies = first[f"evaluations/step-{STEP:09d}/ood-energies.parquet"]
+    columns = ood.columns_of(pq.read_table(io.BytesIO(energies)))
+    assert {name: len(c["energy"]) for name, c in columns.items()} == SIZES
     again = ood.report(columns, {})
+    for name, one in again["sets"].items():
+        one["source"] = found["ood"]["sets"][name]["source"]
     assert {key: found["ood"][key] for key in again} == again
+    written = json.loads(first[f"evaluations/step-{STEP:09d}/ood.json"])
+    assert written["energies"]["sha256"] == hashlib.sha256(energies).hexdigest()
+    assert (written["protocol"]["name"], written["seed"]) == ("strict", 0)
     assert np.asarray(Image.open(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood.png"]))).std() > 0
 
     assert runs.read_scores(run, STEP).keys() == found.keys()
-    plain, outside, chains, memory = tables(found, STEP)
+    plain, outside, others, chains, memory = tables(found, STEP)
     assert [row[0] for row in plain.rows][:3] == ["fid_small", "kid_small", "precision (small)"]
-    assert [row[0] for row in outside.rows] == ["interpolation", "noise", "objects"]
+    assert [row[:2] for row in outside.rows] == [(name, str(SIZES[name])) for name in list(SIZES)[1:]]
+    assert [row[0] for row in others.rows] == ["interpolation", "noise", "objects"]
+    assert "protocol strict, step 4, seed 0: 297 held-out digits images" in outside.title
     assert [row[:2] for row in chains.rows[:2]] == [("real, held out", "-"), ("no_transitions", "2")]
     assert [row[:3] for row in memory.rows] == [("no_transitions", "no", "yes"), ("descent", "no", "no")]
 
@@ -99,6 +108,8 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
         ((), {"metrics": ("classifier", "ood"), "ood_sets": ("svhn",)}, DataError, "no test_32x32.mat"),
         ((), {"ood_sets": ("noise", "noise")}, ConfigError, "each set once"),
         ((), {"ood_sets": ("nothing",)}, ConfigError, "known are"),
+        ((), {"protocol": "paper_code", "cifar100_fault": True}, ConfigError, "cifar100 must be among the sets"),
+        ((), {"metrics": ("ood",), "ood_sets": ("mine=gone",)}, DataError, "--ood mine: no folder /.*/gone"),
         ((), {"num_actors": 3}, ClusterError, "this Ray has 2 CPUs"),
         (("data.condition=label",), {"metrics": ("ood",)}, ConfigError, "conditional"),
         ((), {"metrics": ("composition",)}, ConfigError, "condition is none"),
@@ -125,6 +136,44 @@ def test_steps_and_runs_that_are_not_there(tmp_path: Path):
         evaluate("tiny", request(), storage=str(tmp_path))
 
 
+def test_a_ray_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch):
+    def too_busy(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nmore")
+
+    run = store_run(tmp_path)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_busy)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=r"^Ray could not be reached or started: The current node timed out.*$"):
+        evaluate("tiny", request(), storage=str(tmp_path))
+    assert stored(run) == {}
+
+
+def test_a_kill_between_two_files_leaves_every_result_whole_and_belonging_to_its_energies(tmp_path, monkeypatch):
+    """The driver writes pictures and energies first and the result last, each at once or not at all."""
+    document = {
+        "metric": "ood", "protocol": {"name": "strict"}, "columns": {}, "seed": 0, "checkpoint_digest": "a",
+        "dataset": "digits", "data_fingerprint": "b", "sets": {"noise": {"auroc": 0.5, "published_auroc": None}},
+    }  # fmt: skip
+    columns = {name: dict.fromkeys(ood.COLUMNS, np.arange(4.0)) for name in ("heldout", "noise")}
+    run = RunStore(str(tmp_path)).run("tiny")
+    found = document | {"columns": columns}
+    STUDIES["ood"].store(run, "evaluations/step-000000004", found)
+    before = found["energies"]["sha256"]
+    run.write_json("evaluations/step-000000004/ood.json", found)
+
+    def killed(self: Run, key: str, data: bytes) -> None:
+        raise KeyboardInterrupt(key)
+
+    monkeypatch.setattr(Run, "write_bytes", killed)
+    other = document | {"columns": {**columns, "noise": dict.fromkeys(ood.COLUMNS, np.arange(9.0))}}
+    with pytest.raises(KeyboardInterrupt, match="energies"):  # the first thing that is written
+        STUDIES["ood"].store(run, "evaluations/step-000000004", other)
+    kept = run.read_json("evaluations/step-000000004/ood.json")
+    parquet = run.read_bytes(f"evaluations/step-000000004/{kept['energies']['file']}")
+    assert kept["energies"]["sha256"] == before == hashlib.sha256(parquet).hexdigest()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -132,7 +181,9 @@ def test_steps_and_runs_that_are_not_there(tmp_path: Path):
         ({"chain_steps": 19}, "at least 20"),
         ({"descent_steps": 19}, "at least 20"),
         ({"num_images": 1}, "at least 2"),
-        ({"ood_images": 0}, "at least 1"),
+        ({"ood_images": 1}, "at least 2"),
+        ({"protocol": "paper"}, "known: strict, paper_code"),
+        ({"cifar100_fault": True}, "needs --protocol paper_code"),
         ({"num_actors": 0}, "at least 1"),
     ],
 )
