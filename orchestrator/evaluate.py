@@ -17,12 +17,11 @@ from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_en
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool, Say, Take
 from orchestrator.request import EvaluationRequest
-from orchestrator.runs import score_rows
+from orchestrator.runs import score_rows, shown_name
 from orchestrator.sample import open_run
 from orchestrator.storage import Run, step_name
 from orchestrator.study import Asked, Document, Study, Table
 from workers.actor import evaluator_actor
-from workers.feature_metrics import printed_name
 from workers.metrics import METRICS
 from workers.scoring import Calls, check_request, score_all
 from workers.weights import KINDS, Weights
@@ -114,15 +113,14 @@ def _score_table(plain: Mapping[str, Mapping[str, Any]], step: int) -> Table:
         return "-" if value is None else f"{value:.4g}"
 
     first = next(iter(plain.values()))
-    papers = {name: document["paper"] for name, document in plain.items() if "paper" in document}
-    columns = ("score", "samples", "real, held out", "noise", *(["paper"] if papers else []))
+    papers = {shown_name(name, one): one["paper"] for name, one in plain.items() if "paper" in one}
     rows = []
     for name, *values in score_rows(plain):
-        paper = papers.get(name)
-        row = (printed_name(name, first["num_images"]), *map(text, values))
-        rows.append((*row, text(paper and paper["value"])) if papers else row)
+        row = (name, *map(text, values))
+        rows.append((*row, text(papers[name]["value"] if name in papers else None)) if papers else row)
     said = [note for document in plain.values() for note in document.get("notes", ())]
-    said += [f"paper: {printed_name(name, 50_000)} of {one['where']}" for name, one in papers.items()]
+    said += [f"paper, {name}: {paper['where']}" for name, paper in papers.items()]
+    columns = ("score", "samples", "real, held out", "noise", *(["paper"] if papers else []))
     title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights"
     return Table(title, columns, rows, "\n".join(said))
 

@@ -18,6 +18,7 @@ from ebm_core.data import load
 from orchestrator import telemetry
 from orchestrator.config import JobConfig
 from orchestrator.storage import ObjectMissing, Run, RunStore, StorageError, step_name
+from workers.feature_metrics import FIELD_IMAGES, printed_name
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 
@@ -145,7 +146,7 @@ def _summary(store: RunStore, name: str) -> RunSummary:
     gap = rows["energy_gap"][-1].as_py() if rows.num_rows else None
     diverged = any(True for _ in run.list("diverged/"))
     state = "finished" if step >= num_steps else "diverged" if diverged else "unfinished"
-    scores = {metric: headline(document) for metric, document in read_scores(run, step).items()}
+    scores = {shown_name(name, document): headline(document) for name, document in read_scores(run, step).items()}
     modified = max((info.modified for info in run.list()), default=None)
     return RunSummary(name, data, step, num_steps, state, gap, scores, modified)
 
@@ -153,6 +154,11 @@ def _summary(store: RunStore, name: str) -> RunSummary:
 def headline(document: Mapping[str, Any]) -> float:
     """The number of a score document that stands for it in a table."""
     return float(document["value"])
+
+
+def shown_name(name: str, document: Mapping[str, Any]) -> str:
+    """What a person reads instead of `name`: an FID of few images says of how many."""
+    return printed_name(name, int(document.get("num_images", FIELD_IMAGES)))
 
 
 def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float | None, float | None, float | None]]:
@@ -165,9 +171,11 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
         elif name == "classifier":
             for key in ("mean_confidence", "class_entropy", "classes_seen"):
                 rows.append((f"classifier {key}", document[key], document["heldout"][key], document["noise"][key]))
-        elif name == "precision_recall_small":
+        elif name.startswith("precision_recall"):
+            extractor = name.removeprefix("precision_recall").removeprefix("_")
             for key in ("precision", "recall", "density", "coverage"):
-                rows.append((f"{key} (small)", document[key], document["heldout"][key], document["noise"][key]))
+                shown = f"{key} ({extractor})" if extractor else key
+                rows.append((shown, document[key], document["heldout"][key], document["noise"][key]))
         elif name == "chains":
             rows.append(("fid_small of long chains, end over best", headline(document), None, None))
         elif name == "composition":
@@ -176,7 +184,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
             for other, one in document["sets"].items():
                 rows.append((f"AUROC against {other}", one["auroc"], None, None))
         else:
-            rows.append((name, headline(document), document.get("heldout"), document.get("noise")))
+            rows.append((shown_name(name, document), *map(document.get, ("value", "heldout", "noise"))))
     return rows
 
 

@@ -24,6 +24,7 @@ from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
 from orchestrator.pool import Pool
 from orchestrator.storage import Run, RunStore
 from workers import ood
+from workers.evaluator import PUBLISHED
 
 STEP = 4
 
@@ -196,6 +197,30 @@ def test_requests_are_checked_before_anything_starts(changes, said):
 def test_unknown_metrics_are_refused_before_the_run_is_looked_up(tmp_path: Path, metrics, said):
     with pytest.raises(ConfigError, match=said):
         evaluate("tiny", request(metrics=metrics), storage=str(tmp_path))
+
+
+def test_published_scores_are_named_by_their_count_and_stand_beside_the_papers():
+    def document(value: float, **more) -> dict:
+        return {"value": value, "heldout": 3.0, "noise": 300.0, "num_images": 5000, "seed": 0, **more}
+
+    notes = ["fid_5k: of 5000 images; not comparable"]
+    found = {
+        "fid": document(50.0, paper=PUBLISHED["fid"], notes=notes),
+        "inception_score": document(6.0, paper=PUBLISHED["inception_score"], notes=[]),
+        "fid_medium": document(9.0, notes=[]),
+        "precision_recall": document(0.5, **dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5))
+        | dict.fromkeys(("heldout", "noise"), dict.fromkeys(("precision", "recall", "density", "coverage"), 0.25)),
+    }
+    (table,) = tables(found, STEP)
+    assert table.columns == ("score", "samples", "real, held out", "noise", "paper")
+    assert table.rows[0] == ("fid_5k", "50", "3", "300", "35.4")
+    assert table.rows[1] == ("inception_score", "6", "3", "300", "7.58")
+    assert table.rows[2] == ("fid_medium", "9", "3", "300", "-")
+    assert table.rows[3] == ("precision", "0.5", "0.25", "0.25", "-")
+    assert table.note.splitlines()[0] == notes[0]
+    assert "paper, fid_5k: Table 1" in table.note
+    (plain,) = tables({"fid_medium": found["fid_medium"]}, STEP)
+    assert plain.columns == ("score", "samples", "real, held out", "noise")
 
 
 class Dying:

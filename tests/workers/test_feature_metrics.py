@@ -12,9 +12,9 @@ from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
 from workers.deep_features import DeepFeatures
 from workers.evaluator import Evaluator
-from workers.feature_metrics import printed_name
+from workers.feature_metrics import notes, printed_name
 from workers.metric import combine
-from workers.metrics import METRICS
+from workers.metrics import METRICS, Shard
 from workers.scores import inception_score, neighborhood_scores, split_sums, subset_kernel_distance
 from workers.stats import FeatureStats, frechet_distance
 from workers.weights import Weights
@@ -121,9 +121,6 @@ def test_a_frechet_distance_is_called_by_its_number_of_images(name, count, shown
     assert printed_name(name, count) == shown
 
 
-PUBLISHED = ("fid", "kid", "inception_score", "precision_recall")
-
-
 @pytest.fixture
 def make(quadratic, make_settings, digits, deep_weights, tmp_path):
     """An evaluator of a quadratic energy around the mean digit, with twelve images to a shard."""
@@ -132,52 +129,52 @@ def make(quadratic, make_settings, digits, deep_weights, tmp_path):
 
     def build(weights: Weights = deep_weights, **sizes: int) -> Evaluator:
         sizes = {"shard_size": 12, "batch_size": 12, "num_reference": 12} | sizes
-        return Evaluator(
-            quadratic(mean), cfg, *digits, "d" * 64, weights=replace(weights, cache=weights.cache), **sizes
-        )
+        return Evaluator(quadratic(mean), cfg, *digits, "d" * 64, weights=weights, **sizes)
 
     return build
 
 
 def test_published_scores_of_an_evaluator_are_torch_fidelitys_on_the_same_images(
-    fidelity, make, digits, inception_file, deep_weights, monkeypatch
+    fidelity, make, digits, inception_file, deep_weights
 ):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    evaluator = make()
-    found = evaluator.score(PUBLISHED, 12, seed=1)
+    evaluator = make(shard_size=10, batch_size=10, num_reference=10)
+    found = evaluator.score(["kid", "inception_score", "precision_recall"], 10, seed=1)
     theirs = FeatureExtractorInceptionV3(
-        "t", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_file)
+        "theirs", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_file)
     )
     (x, logits), (real, _) = (
         [part.numpy() for part in theirs(images.repeat(1, 3, 1, 1))]
-        for images in (evaluator.grid(12, seed=1), digits[0].fetch(torch.arange(12) * 1500 // 12))
+        for images in (evaluator.grid(10, seed=1), digits[0].fetch(torch.arange(10) * 1500 // 10))
     )
     x, real = x.astype(np.float64), real.astype(np.float64)
-    mean, std = fidelity.kid(x, real, 12)
-    assert (found["kid"]["value"], found["kid"]["subset_std"]) == pytest.approx((mean, std), rel=1e-9)
-    assert (found["inception_score"]["value"], found["inception_score"]["split_std"]) == pytest.approx(
-        fidelity.isc(logits), rel=1e-9
+    kid, score, precision = (found[name] for name in ("kid", "inception_score", "precision_recall"))
+    assert (kid["value"], kid["subset_std"]) == pytest.approx(fidelity.kid(x, real, 10), rel=1e-9, abs=1e-15)
+    assert (score["value"], score["split_std"]) == pytest.approx(fidelity.isc(logits), rel=1e-9)
+    assert precision["precision"] == pytest.approx(fidelity.prc(x, real, 5)["precision"])
+    np.testing.assert_array_equal(
+        METRICS["fid"].score(Shard(evaluator.grid(10, 1), None, 0, 10), evaluator.reference), x
     )
-    # Twelve images span eleven of 2,048 dimensions: both roots of the singular product carry its rounding.
-    assert found["fid"]["value"] == pytest.approx(fidelity.fid(x, real), rel=1e-5)
-    assert found["precision_recall"]["precision"] == pytest.approx(fidelity.prc(x, real, 5)["precision"])
 
     for name, result in json.loads(json.dumps(found, allow_nan=False)).items():
         assert result["extractor"]["weights_sha256"] == deep_weights.load("inception").sha256
         assert f"{name}: the extractor's weights are not the published ones, so this is no {name}" in result["notes"]
-        assert any("of 12 images; published scores are mostly of 50000" in note for note in result["notes"])
+        assert any("of 10 images; published scores are mostly of 50000" in note for note in result["notes"])
         assert "paper" not in result  # digits
-        assert result["protocol"].get("num_train", 12) == result["protocol"]["num_heldout"] == 12
-    assert "12 images are fewer than the 2048 features" in found["fid"]["notes"][0]
+        assert result["protocol"].get("num_train", 10) == result["protocol"]["num_heldout"] == 10
 
-    seen: list[int] = []
-    plain = DeepFeatures.features
-    monkeypatch.setattr(
-        DeepFeatures, "features", lambda self, images: (seen.append(len(images)), plain(self, images))[1]
-    )
-    assert json.dumps(make().score(["fid"], 12, seed=1)["fid"]) == json.dumps(found["fid"])
-    assert seen == [12]  # the generated images; those of the three real sets were kept
+
+def test_notes_say_what_a_number_cannot_be_compared_with():
+    fid, medium = METRICS["fid"], METRICS["fid_medium"]
+    few, less = notes("fid", fid, {"num_features": 2048}, 1000, 50_000)
+    assert few.startswith("fid_1k: 1000 images are fewer than the 2048 features")
+    assert less.startswith("fid_1k: of 1000 images; published scores are mostly of 50000")
+    assert notes("fid", fid, {"num_features": 2048}, 50_000, 50_000) == []
+    assert notes("fid", fid, {"num_features": 2048}, 50_000, 10_000) == [
+        "fid: against 10000 training images, not 50000"
+    ]
+    assert notes("fid_medium", medium, {"num_features": 1280}, 10_000, 10_000) == []
 
 
 def test_a_changed_data_set_is_not_served_from_the_cache(make, digits, deep_weights, monkeypatch):
