@@ -80,7 +80,7 @@ def test_segments_are_the_samplers_own_chain(quadratic, make_settings, center):
 def test_the_memory_of_a_quadratic_is_that_of_its_autoregression(quadratic, make_settings, center):
     # y = x + w, then center + (1 - step) (y - center): an autoregression of coefficient 0.8 in every pixel, time 9.
     cfg = make_settings(sampler={"step_size": 0.2, "noise_std": 0.05, "clamp": False})
-    study = run(quadratic(center), cfg, "no_transitions", num_chains=32, num_steps=200)
+    study = run(quadratic(center), cfg, "no_transitions", num_chains=32, num_steps=400)  # a draw every 2 steps
     pixels, energy = study.memory["pixels"], study.memory["energy"]
     assert pixels is not None
     assert energy is not None
