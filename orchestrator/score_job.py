@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,24 @@ def is_scored(step: int, job: JobConfig) -> bool:
     return every > 0 and (step % every == 0 or step == job.train.num_steps)
 
 
+def lacking_scores(run: Run, job: JobConfig, steps: Sequence[int]) -> list[int]:
+    """Those of the steps that lack a score of evaluation.metrics, or the grid, which is stored last."""
+    if not steps:
+        return []
+    stored = {info.key for prefix in ("evaluations/", "samples/") for info in run.list(prefix)}
+
+    def complete(step: int) -> bool:
+        documents = {f"evaluations/{step_name(step)}/{metric}.json" for metric in job.evaluation.metrics}
+        return documents | {ema_grid_key(step)} <= stored
+
+    return [step for step in steps if not complete(step)]
+
+
+def unscored(run: Run, job: JobConfig) -> list[int]:
+    """Stored checkpoints that get scores and have not got all of them, ascending."""
+    return lacking_scores(run, job, [step for step in run.checkpoints() if is_scored(step, job)])
+
+
 class Scorer:
     """A thread of the driver that hands checkpoints to a scoring actor, in order, and stores what comes back."""
 
@@ -47,19 +65,24 @@ class Scorer:
         self._job, self._run = job, run
         self._steps: queue.Queue[int | None] = queue.Queue()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._scored: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         self._actor: Any = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="ebm-scorer", daemon=True)
         self._thread.start()
 
-    def offer(self, step: int) -> None:
-        """Score the committed checkpoint of `step`, if it is one of those that get scores."""
-        if is_scored(step, self._job):
+    def offer(self, step: int, always: bool = False) -> None:
+        """Score the committed checkpoint of `step`, if it is one of those that get scores, or `always`."""
+        if always or is_scored(step, self._job):
             self._steps.put(step)
 
     def messages(self) -> list[str]:
         """What has gone well or wrong since the last call, a line each."""
         return [self._messages.get() for _ in range(self._messages.qsize())]
+
+    def scored(self) -> list[tuple[int, dict[str, Any]]]:
+        """(step, score documents) of what was stored since the last call."""
+        return [self._scored.get() for _ in range(self._scored.qsize())]
 
     def busy(self) -> bool:
         """Whether some of what was offered is not scored yet."""
@@ -104,6 +127,7 @@ class Scorer:
         for name, document in found["scores"].items():
             self._run.write_json(f"evaluations/{folder}/{name}.json", document)
         self._run.write_bytes(ema_grid_key(step), found["grid_png"])
+        self._scored.put((step, found["scores"]))
 
 
 def _cause(error: Exception) -> str:

@@ -159,6 +159,10 @@ class SweepRecord:
         """Where the sweep is, without secrets."""
         return self._folder.uri
 
+    def exists(self) -> bool:
+        """Has a plan been stored under this name?"""
+        return self.store.objects.exists(f"{self.name}/{PLAN}")
+
     def plan(self) -> SweepPlan:
         """What was asked for. Raises ConfigError if there is no such sweep, StorageError if it is damaged."""
         try:
