@@ -48,12 +48,12 @@ def sweep(
         metric=metric,
         mode=mode,
         seeds=seeds,
-        seed=seed,  # pyright: ignore[reportArgumentType]
+        seed=seed,
         trials=trials,
         scheduler=scheduler,
         search=search,
         max_concurrent=max_concurrent,
-        smoke=smoke,  # pyright: ignore[reportArgumentType]
+        smoke=smoke,
     )
     plan, base = make_plan(what, request)
     if dry_run:

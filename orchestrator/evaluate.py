@@ -12,7 +12,7 @@ import ray
 
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator import study_chains, study_ood
+from orchestrator import catalog, study_chains, study_ood
 from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_environment
 from orchestrator.pool import Pool, Say
 from orchestrator.request import EvaluationRequest
@@ -59,6 +59,7 @@ def evaluate(
         study.store(run, folder, found[name])
     for name, document in found.items():
         run.write_json(f"{folder}/{name}.json", document)
+    catalog.update(run.store, [run.name])
     return run, step, found
 
 

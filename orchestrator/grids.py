@@ -1,7 +1,7 @@
 """The paper's grids, one table each: rows of settings on top of any preset, beside what the paper reports.
 
-A "yes" leaves the preset's own value where that is one, and a "no" switches it off. To add a grid: a function that makes
-its rows from the base job, and a line in GRIDS.
+A "yes" leaves the preset's own value where that is one, and a "no" switches it off. To add a grid: a function that
+makes its rows from the base job, and a line in GRIDS.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ SMOKE = (
     "loss.num_past=100",
     "buffer.capacity=400",
 )
-"""What --smoke puts on top of a preset: each trial is seconds of training, and shows that the grid runs, nothing more."""
+"""What --smoke puts on top of a preset: seconds of training, which show that the grid runs and nothing more."""
 
 BASES: dict[str, tuple[str, ...]] = {
     "digits": (  # 8 x 8: what augmentation leaves of a digit must still be that digit

@@ -96,13 +96,14 @@ def _split(text: str) -> list[str]:
 
 
 def parse_space(space: Mapping[str, str], base: JobConfig) -> dict[str, Range]:
-    """The ranges of a search, each checked at its ends on `base`. Raises ConfigError naming the path."""
+    """The ranges of a search, each tried on `base` at its ends and once between. Raises ConfigError naming the path."""
     ranges = {path: parse_range(path, text) for path, text in space.items()}
     for path, one in ranges.items():
         if path in ("name", "storage", "data.root"):
             raise ConfigError(f"{path} = {space[path]!r}: a sweep names its runs and keeps them in one storage")
-        for end in one.ends():
-            override(base, [f"{path}={end}"])
+        between = one.draw(random.Random(0))  # both ends of uniform(1,3) are whole numbers, and hardly another
+        for value in (*one.ends(), between):
+            override(base, [f"{path}={value}"])
     return ranges
 
 

@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator import cluster
+from orchestrator import catalog, cluster
 from orchestrator.config import JobConfig, override
 from orchestrator.search_space import parse_space
 from orchestrator.storage import RunStore
@@ -32,9 +32,9 @@ from orchestrator.sweep_search import OptunaSuggester, PlannedSearch, RandomSugg
 from orchestrator.sweep_trial import Launch, conclude, launch_tree, planned_of, planned_tree, run_trial
 from orchestrator.train_job import TrainingError, check_data, resolved
 
-DRIVER_RESOURCES = {"memory": 2**20}
-"""What a trial's own process reserves: a mebibyte, since Tune wants something, and not a thousandth of a CPU, for of two
-CPUs 1.99 are left then, which hold one worker."""
+DRIVER_RESOURCES = {"memory": 2.0**20}
+"""What a trial's own process reserves: a mebibyte, since Tune wants something, and not a hundredth of a CPU, for then
+1.99 of two CPUs are left, which hold one worker."""
 PROCESS_RETRIES = 3
 """A trial whose process dies is started again so often, from its run's newest checkpoint."""
 STOP_GRACE_S = 60.0
@@ -280,6 +280,7 @@ class _Driver(tune.Callback, tune.Stopper):
                 stopped_at=int(said.get("step", 0)),
             )
             self._record.create_result(result)
+            catalog.update(self._record.store, [planned.run])
         self._display.ended(planned.trial, self._verdict(planned, said))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
@@ -44,14 +44,17 @@ class SweepRequest:
     rows: tuple[Row, ...] = ()
     """Of a grid in a YAML file."""
     metric: str = "fid_small"
-    mode: Literal["min", "max"] | None = None
+    mode: str | None = None
+    """min or max; None: what is better for the metric."""
     seeds: int = 1
     """Of a grid: each row is run with seed, seed + 1, ..."""
     seed: int = 0
     trials: int = 16
     """Of a search."""
-    scheduler: Literal["none", "asha"] = "none"
-    search: Literal["random", "optuna"] = "random"
+    scheduler: str = "none"
+    """none or asha."""
+    search: str = "random"
+    """random or optuna."""
     max_concurrent: int | None = None
     smoke: bool = False
 
@@ -123,7 +126,9 @@ def _search_plan(name: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig
     base = prepare(override(job_preset(request.preset or ""), [*smoke, *fixed]), request)
     parse_space(space, base)
     plan = _plan(name, "search", f"Search on {request.preset}", request.preset or "", base, request)
-    plan = replace(plan, space=space, num_trials=request.trials, search=request.search, search_seed=request.seed)
+    plan = replace(
+        plan, space=space, num_trials=request.trials, search=cast(Any, request.search), search_seed=request.seed
+    )
     return replace(plan, seeds=()), base
 
 
@@ -131,7 +136,7 @@ def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, reques
     require_run_name(name)
     if len(name) > 80:
         raise ConfigError(f"--name {name!r:.90}: at most 80 characters, for its trials' runs have longer names")
-    mode = request.mode or ("max" if request.metric in MAXIMISED else "min")
+    mode: Any = request.mode or ("max" if request.metric in MAXIMISED else "min")
     return SweepPlan(
         name=name,
         kind=kind,
@@ -141,7 +146,7 @@ def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, reques
         metric=request.metric,
         mode=mode,
         seeds=tuple(range(request.seed, request.seed + request.seeds)),
-        scheduler=request.scheduler,
+        scheduler=cast(Any, request.scheduler),
     )
 
 

@@ -28,8 +28,8 @@ def _grid_table(stored: StoredSweep) -> Table:
         rows.append((*(row.choices.get(c, "-") for c in columns), *ours, _stability(trials), _states(trials), *theirs))
     seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
     note = (
-        f"{plan.metric} of the last sound checkpoint, and of the best one: mean ± standard deviation over the seeds that "
-        f"have one. stable: seeds without divergence, and where it came. {plan.note}"
+        f"{plan.metric} of the last sound checkpoint, and of the best one: mean ± standard deviation over the seeds "
+        f"that have one. stable: seeds without divergence, and where it came. {plan.note}"
     )
     return Table(f"{plan.title} ({plan.preset}, {seeds})", head, rows, note.strip())
 

@@ -22,11 +22,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ebm_core.config import to_tree
 from ebm_core.data import check_files, num_conditions
 from ebm_core.errors import EbmError
-from orchestrator import cluster, runs
+from orchestrator import catalog, cluster, runs
 from orchestrator.config import JobConfig, check_resumable
 from orchestrator.progress import Display, Silent
 from orchestrator.score_job import Scorer, unscored
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage import Run, RunStore, StorageError
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
 
 __all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]
@@ -100,10 +100,21 @@ def _run_training(
         job, reached = claim_run(store, job, prefix or job.data.name, origin)
         run = store.run(str(job.name))
         display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
+        _catalogue(run, display)
         try:
             return _Supervisor(job, run, display, watcher).work(resources)
         except RayError as why:
             raise TrainingError(f"lost the Ray that trained ({_one_line(why)}); go on with name={job.name}") from None
+        finally:
+            _catalogue(run, display)
+
+
+def _catalogue(run: Run, display: Display) -> None:
+    """Put the run as it is into the catalogue; what fails there fails no run, for readers look at what it lacks."""
+    try:
+        catalog.update(run.store, [run.name])
+    except StorageError as why:
+        display.note(f"the catalogue lacks {run.name}: {why}; `ebm runs --rebuild` makes it anew")
 
 
 def resolved(job: JobConfig) -> JobConfig:
