@@ -36,7 +36,6 @@ metric: energy_gap
 rows:
 - {key: a}
 - {key: b, settings: {optimizer.lr: 0.01}}
-- {key: c, settings: {loss.kl_weight: 0}}
 - {key: diverges, settings: {train.energy_limit: 1.0e-9}}
 """
 
@@ -70,7 +69,8 @@ def results(stored: StoredSweep) -> dict[str, Any]:
     return {trial.planned.trial: trial.result and dict(without_cost(trial.result)) for trial in stored.trials}
 
 
-def test_four_trials_share_two_cpus_and_a_killed_driver_costs_no_result(tmp_path: Path):
+@pytest.mark.timeout(1200)  # a minute or two, and more beside busy neighbours
+def test_three_trials_share_two_cpus_and_a_killed_driver_costs_no_result(tmp_path: Path):
     # Were a CPU reserved for each trial's own process, the two that start first would wait for workers for ever.
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -78,9 +78,9 @@ def test_four_trials_share_two_cpus_and_a_killed_driver_costs_no_result(tmp_path
     seen = Seen()
     stored, number = run_sweep(plan, base, display=seen)
     assert number is None
-    assert sorted(seen.begun) == ["a-seed0", "b-seed0", "c-seed0", "diverges-seed0"]
+    assert sorted(seen.begun) == ["a-seed0", "b-seed0", "diverges-seed0"]
     states = {trial.planned.trial: trial.state for trial in stored.trials}
-    assert states == {"a-seed0": "finished", "b-seed0": "finished", "c-seed0": "finished", "diverges-seed0": "unstable"}
+    assert states == {"a-seed0": "finished", "b-seed0": "finished", "diverges-seed0": "unstable"}
     check_trials(stored, base, tmp_path)
 
     again = Seen()
@@ -95,7 +95,7 @@ def test_four_trials_share_two_cpus_and_a_killed_driver_costs_no_result(tmp_path
     interrupted, _ = run_sweep(plan, base, display=after)
     assert after.begun
     assert results(interrupted) == results(stored)
-    for row in "abc":
+    for row in "ab":
         one, two = (RunStore(str(folder / "runs")).run(f"tiny-{row}-seed0") for folder in (whole, parts))
         assert files_of(one, 6, tmp_path / f"one{row}") == files_of(two, 6, tmp_path / f"two{row}")
 
