@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-s3 check bench bench-check clean
+.PHONY: demo sweep test test-s3 check bench bench-check bench-catalog sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -21,6 +21,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 # Train the digits preset on this machine, score it, and say where the pictures are.
 demo: $(VENV)/installed
 	$(BIN)/ebm train digits
+
+# The paper's Table 2 in small, on digits: minutes, and a table that shows that the grid runs.
+sweep: $(VENV)/installed
+	$(BIN)/ebm sweep table2 --smoke
 
 # The whole suite. It fails if fewer tests are collected than tests/floor.txt says.
 test: $(VENV)/installed-dev
@@ -40,6 +44,14 @@ check: $(VENV)/installed-dev
 # BENCH_ARGS='--only augmentation cost_curves' runs a part.
 bench bench-check: $(VENV)/installed-dev
 	OMP_NUM_THREADS=2 $(BIN)/python -u -m benchmarks.bench $(if $(filter bench-check,$@),--check benchmarks/recorded.json) $(BENCH_ARGS)
+
+# How long a list of 10,000 runs takes, from a folder and from a local S3 server without signatures.
+bench-catalog: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.catalog
+
+# Kill -9 the driver of a small sweep at ten random moments: the results must be those of one that nobody killed.
+sweep-kills: $(VENV)/installed-dev
+	$(BIN)/python -u -m benchmarks.sweep_kills --kills 10
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator import cli_compose, cli_evaluate, cli_weights
+from orchestrator import cli_compose, cli_evaluate, cli_runs, cli_sweep, cli_weights
 from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, open_console, print_table
 
 app = typer.Typer(
@@ -21,10 +21,12 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get data sets, and check the files of one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(cli_runs.app, name="runs")
 app.command()(cli_evaluate.evaluate)
 data_app.command()(cli_weights.inception)
 data_app.command()(cli_weights.mobilenet)
 app.command()(cli_compose.compose)
+app.command()(cli_sweep.sweep)
 
 
 @app.command()
@@ -111,30 +113,6 @@ def sample(
     from orchestrator.sample import draw_grid
 
     print(draw_grid(run, storage=storage, count=count, out=out, seed=seed, step=checkpoint, num_steps=steps))
-
-
-@app.command()
-def runs(storage: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix.")] = "./runs") -> None:
-    """List what is stored."""
-    from rich.table import Table
-
-    from orchestrator.runs import summaries
-    from orchestrator.storage import RunStore
-    from orchestrator.telemetry import number
-
-    found = summaries(RunStore(storage))
-    if not found:
-        print(f"no runs in {storage}; `ebm train digits` makes one")
-        return
-    table = Table(show_edge=False, pad_edge=False)
-    for column in ("run", "data", "step", "state", "energy gap", "scores", "modified"):
-        table.add_column(column, justify="right" if column in ("step", "energy gap") else "left", overflow="fold")
-    for line in found:
-        scores = "  ".join(f"{name} {number(value)}" for name, value in line.scores.items())
-        modified = line.modified.astimezone().strftime("%Y-%m-%d %H:%M") if line.modified else "-"
-        steps = f"{line.step}/{line.num_steps}"
-        table.add_row(line.name, line.data, steps, line.state, number(line.energy_gap), scores or "-", modified)
-    open_console().print(table)
 
 
 @app.command()

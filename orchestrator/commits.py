@@ -13,6 +13,7 @@ from orchestrator.objects import StorageError
 COMMITTED, DAMAGED = "COMMITTED", "DAMAGED"
 _ATTEMPT = re.compile(r"attempt-[0-9a-f]{8,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_STEP_NAME = re.compile(r"step-(\d{9})", re.ASCII)
 _STEP_KEY = re.compile(r"checkpoints/step-(\d{9})/(.+)", re.ASCII)
 
 
@@ -21,6 +22,12 @@ def step_name(step: int) -> str:
     if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise StorageError(f"step {step!r:.40} cannot be stored: it must be a whole number from 0 to {MAX_STEP}")
     return f"step-{step:09d}"
+
+
+def parse_step_name(name: str) -> int | None:
+    """The step that `step_name` wrote; None for another name."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def parse_step_key(key: str) -> tuple[int, str] | None:

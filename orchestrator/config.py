@@ -195,7 +195,7 @@ def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
     A list is written `32,64` or as JSON `[32, 64]`, an absent value `null`.
     """
     tree = to_tree(job)
-    hints = dict(_leaves(JobConfig))
+    hints = dict(leaves(JobConfig))
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
@@ -210,11 +210,11 @@ def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
     return parse(tree)
 
 
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, type) of every setting below a config class."""
     for name, hint in get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
-            yield from _leaves(typing.cast(type, hint), f"{prefix}{name}.")
+            yield from leaves(typing.cast(type, hint), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", hint
 

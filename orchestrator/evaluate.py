@@ -12,7 +12,7 @@ import ray
 
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator import study_chains, study_composition, study_ood
+from orchestrator import catalog, study_chains, study_composition, study_ood
 from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_environment
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool, Say, Take
@@ -65,6 +65,7 @@ def evaluate(
     with Pool(make, _num_actors(request), say) as pool:
         found = score(Asked(request, pool, step, trained, run, results_folder(step)))
     store_results(run, request, step, found)
+    catalog.update(run.store, [run.name])
     return run, step, found
 
 

@@ -129,11 +129,19 @@ def without_secrets(word: str) -> str:
 
 
 def summaries(store: RunStore) -> list[RunSummary]:
-    """All runs of a store, by name."""
-    return [_summary(store, name) for name in sorted(store.runs())]
+    """All runs of a store, by name, each looked at; `catalog.read` is for many."""
+    return [summarise(store, name) for name in sorted(store.runs())]
 
 
-def _summary(store: RunStore, name: str) -> RunSummary:
+def last_row(run: Run) -> telemetry.Row:
+    """The last logged row of a run, without its absent columns; empty if it has none."""
+    parts = _parts(run)
+    rows = telemetry.read_parts([run.read_bytes(parts[-1])] if parts else []).to_pylist()
+    return {name: value for name, value in rows[-1].items() if value is not None} if rows else {}
+
+
+def summarise(store: RunStore, name: str) -> RunSummary:
+    """A run as it is now."""
     run = store.run(name)
     try:
         tree = run.read_config()
@@ -141,9 +149,7 @@ def _summary(store: RunStore, name: str) -> RunSummary:
     except (StorageError, KeyError, TypeError, ValueError):
         return RunSummary(name, "?", 0, 0, "damaged", None, {}, None)
     step = max(run.checkpoints(), default=0)
-    parts = _parts(run)
-    rows = telemetry.read_parts([run.read_bytes(parts[-1])] if parts else [])
-    gap = rows["energy_gap"][-1].as_py() if rows.num_rows else None
+    gap = last_row(run).get("energy_gap")
     diverged = any(True for _ in run.list("diverged/"))
     state = "finished" if step >= num_steps else "diverged" if diverged else "unfinished"
     scores = {shown_name(name, document): headline(document) for name, document in read_scores(run, step).items()}

@@ -2,7 +2,9 @@
 
 import queue
 import threading
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -29,13 +31,22 @@ def is_scored(step: int, job: JobConfig) -> bool:
     return every > 0 and (step % every == 0 or step == job.train.num_steps)
 
 
-def lacks_scores(step: int, job: JobConfig, run: Run) -> bool:
-    """Whether a checkpoint should have scores and has not all of them."""
-    if not is_scored(step, job):
-        return False
-    folder = f"evaluations/{step_name(step)}/"
-    kept = {info.key for info in [*run.list(folder), *run.list(ema_grid_key(step))]}
-    return not {ema_grid_key(step), *(f"{folder}{name}.json" for name in job.evaluation.metrics)} <= kept
+def lacking_scores(run: Run, job: JobConfig, steps: Sequence[int]) -> list[int]:
+    """Those of the steps that lack a score of evaluation.metrics, or the grid, which is stored last."""
+    if not steps:
+        return []
+    stored = {info.key for prefix in ("evaluations/", "samples/") for info in run.list(prefix)}
+
+    def complete(step: int) -> bool:
+        documents = {f"evaluations/{step_name(step)}/{metric}.json" for metric in job.evaluation.metrics}
+        return documents | {ema_grid_key(step)} <= stored
+
+    return [step for step in steps if not complete(step)]
+
+
+def unscored(run: Run, job: JobConfig) -> list[int]:
+    """Stored checkpoints that get scores and have not got all of them, ascending."""
+    return lacking_scores(run, job, [step for step in run.checkpoints() if is_scored(step, job)])
 
 
 class Scorer:
@@ -48,22 +59,26 @@ class Scorer:
         self._steps: queue.Queue[int | None] = queue.Queue()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._pool: Pool | None = None
+        self._scored: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         self._closed = False
-        for step in run.checkpoints():
-            if lacks_scores(step, job, run):
-                self.offer(step)
+        for step in unscored(run, job):
+            self.offer(step)
         self._thread = threading.Thread(target=self._work, name="ebm-scorer", daemon=True)
         self._thread.start()
 
-    def offer(self, step: int) -> None:
-        """Score the committed checkpoint of `step`, if it is one of those that get scores."""
-        if is_scored(step, self._job) and step not in self._offered:
+    def offer(self, step: int, always: bool = False) -> None:
+        """Score the committed checkpoint of `step`, if it is one of those that get scores, or `always`."""
+        if (always or is_scored(step, self._job)) and step not in self._offered:
             self._offered.add(step)
             self._steps.put(step)
 
     def messages(self) -> list[str]:
         """What has gone well or wrong since the last call, a line each."""
         return [self._messages.get() for _ in range(self._messages.qsize())]
+
+    def scored(self) -> list[tuple[int, dict[str, Any]]]:
+        """(step, score documents) of what was stored since the last call."""
+        return [self._scored.get() for _ in range(self._scored.qsize())]
 
     def busy(self) -> bool:
         """Whether some of what was offered is not scored yet."""
@@ -127,6 +142,7 @@ class Scorer:
         grid = pool.run({0: (step, "grid_png", evaluation.grid_count, seed)})[0]
         store_results(self._run, request, step, found)
         self._run.write_bytes(ema_grid_key(step), grid)
+        self._scored.put((step, found))
 
 
 def _cause(error: Exception) -> str:

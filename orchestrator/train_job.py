@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ebm_core.config import to_tree
 from ebm_core.data import check_files, num_conditions
 from ebm_core.errors import EbmError
-from orchestrator import cluster, runs
+from orchestrator import catalog, cluster, runs
 from orchestrator.config import JobConfig, check_resumable
 from orchestrator.evaluate import check_weights
 from orchestrator.progress import Display, Silent
-from orchestrator.score_job import Scorer, lacks_scores
-from orchestrator.storage import Run, RunStore
+from orchestrator.score_job import Scorer, unscored
+from orchestrator.storage import Run, RunStore, StorageError
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
 from workers.weights import Weights
 
@@ -59,8 +59,24 @@ class RunResult:
     """Score documents of the last checkpoint by metric."""
 
 
+class Watcher:
+    """What a caller that runs jobs for somebody else wants to hear, and to say. This one neither hears nor speaks."""
+
+    def scored(self, step: int, documents: Mapping[str, Any]) -> None:
+        """The scores of a checkpoint are stored; documents by metric."""
+
+    def stop_requested(self) -> bool:
+        """Whether the job shall store a checkpoint and leave; asked about five times a second."""
+        return False
+
+
 def run_training(
-    job: JobConfig, *, prefix: str | None = None, address: str | None = None, display: Display | None = None
+    job: JobConfig,
+    *,
+    prefix: str | None = None,
+    address: str | None = None,
+    display: Display | None = None,
+    watcher: Watcher | None = None,
 ) -> RunResult:
     """Train `job` on Ray to its last step, resuming a run of the same name, and score its checkpoints beside it.
 
@@ -68,10 +84,12 @@ def run_training(
     images, DivergenceError when training left the stable region, TrainingError after cluster.max_failures restarts.
     """
     with contextlib.closing(display or Silent()) as shown:
-        return _run_training(resolved(job), prefix, address, shown)
+        return _run_training(resolved(job), prefix, address, shown, watcher or Watcher())
 
 
-def _run_training(job: JobConfig, prefix: str | None, address: str | None, display: Display) -> RunResult:
+def _run_training(
+    job: JobConfig, prefix: str | None, address: str | None, display: Display, watcher: Watcher
+) -> RunResult:
     check_data(job)
     store = RunStore(job.storage)
     finished = finished_run(store, job)
@@ -84,10 +102,21 @@ def _run_training(job: JobConfig, prefix: str | None, address: str | None, displ
         job, reached = claim_run(store, job, prefix or job.data.name, origin)
         run = store.run(str(job.name))
         display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
+        _catalogue(run, display)
         try:
-            return _Supervisor(job, run, display).work(resources)
+            return _Supervisor(job, run, display, watcher).work(resources)
         except RayError as why:
             raise TrainingError(f"lost the Ray that trained ({_one_line(why)}); go on with name={job.name}") from None
+        finally:
+            _catalogue(run, display)
+
+
+def _catalogue(run: Run, display: Display) -> None:
+    """Put the run as it is into the catalogue; what fails there fails no run, for readers look at what it lacks."""
+    try:
+        catalog.update(run.store, [run.name])
+    except StorageError as why:
+        display.note(f"the catalogue lacks {run.name}: {why}; `ebm runs --rebuild` makes it anew")
 
 
 def resolved(job: JobConfig) -> JobConfig:
@@ -113,10 +142,9 @@ def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
     run = store.run(job.name)
     check_resumable(run.read_config(), job)
     reached = max(run.checkpoints(), default=0)
-    result = _result(run, job, reached)
-    if reached < job.train.num_steps or lacks_scores(reached, job, run):  # killed before the last scores were made
+    if reached < job.train.num_steps or reached in unscored(run, job):  # killed before the last scores were stored
         return None
-    return replace(result, already_finished=True)
+    return replace(_result(run, job, reached), already_finished=True)
 
 
 def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: runs.Origin) -> tuple[JobConfig, int]:
@@ -134,8 +162,8 @@ def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: runs.Origin)
 class _Supervisor:
     """Runs `fit()` in a thread, passes on what the workers say, restarts after failures, turns signals into a stop."""
 
-    def __init__(self, job: JobConfig, run: Run, display: Display) -> None:
-        self._job, self._run, self._display = job, run, display
+    def __init__(self, job: JobConfig, run: Run, display: Display, watcher: Watcher) -> None:
+        self._job, self._run, self._display, self._watcher = job, run, display, watcher
         self._signal: int | None = None
         self._error: EbmError | None = None
         self._step = 0
@@ -244,6 +272,14 @@ class _Supervisor:
                 self._error = payload
         for message in self._scorer.messages():
             self._display.note(message)
+        for step, documents in self._scorer.scored():
+            self._watcher.scored(step, documents)
+        if self._signal is None and self._watcher.stop_requested():
+            self._ask_to_stop(signal.SIGTERM)
+
+    def _ask_to_stop(self, number: int) -> None:
+        self._signal = number
+        self._mailbox.request_stop.remote()
 
     def _say_waiting(self, resources: dict[str, float]) -> None:
         need = resources["CPU"] * self._job.cluster.num_workers
@@ -261,8 +297,7 @@ class _Supervisor:
         def ask(number: int, _frame: Any) -> None:
             if self._signal is not None:
                 raise KeyboardInterrupt
-            self._signal = number
-            self._mailbox.request_stop.remote()
+            self._ask_to_stop(number)
             threading.Thread(target=self._display.note, args=("stopping: storing a checkpoint",), daemon=True).start()
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}

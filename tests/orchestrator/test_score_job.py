@@ -15,7 +15,7 @@ from orchestrator import runs, score_job
 from orchestrator.cluster import ClusterError
 from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.evaluate import check_weights
-from orchestrator.score_job import Scorer, lacks_scores
+from orchestrator.score_job import Scorer, unscored
 from orchestrator.storage import Run, RunStore
 from workers.evaluator import Evaluator
 from workers.weights import Weights
@@ -100,18 +100,18 @@ def test_results_attach_to_their_checkpoint_and_a_second_scoring_overwrites_them
     run.write_bytes("evaluations/step-000000002/fid_small.json", b"torn")
     assert work(job(tmp_path), 2, 2) == []
     assert results(run) == first
-    assert not lacks_scores(2, job(tmp_path), run)
+    assert not unscored(run, job(tmp_path))
 
 
 def test_checkpoints_that_an_earlier_job_left_unscored_come_first(scored, tmp_path):
     run, work = scored
     for step in (2, 4):
         store(run, job(tmp_path), step)
-    assert lacks_scores(2, job(tmp_path), run)
+    assert unscored(run, job(tmp_path))
     assert work(job(tmp_path)) == []
     assert sorted(runs.read_scores(run, 4)) == ["energy_gap", "fid_small"]
     assert results(run).keys() > KEYS
-    assert lacks_scores(2, job(tmp_path, "evaluation.metrics=nearest_train"), run)  # another score is wanted
+    assert unscored(run, job(tmp_path, "evaluation.metrics=nearest_train"))  # another score is wanted
 
 
 def test_a_scorer_that_dies_once_is_tried_again_with_fresh_actors(scored, tmp_path, monkeypatch):

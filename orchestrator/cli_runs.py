@@ -1,0 +1,83 @@
+"""`ebm runs` and `ebm runs compare`."""
+
+from typing import Annotated, Any, Optional
+
+import typer
+
+from orchestrator.cli_options import RunName, Storage, open_console, print_table
+
+app = typer.Typer(help="List and compare what is stored.", invoke_without_command=True)
+SHOWN = ("run", "data", "step", "state", "energy gap", "scores", "modified")
+
+
+@app.callback()
+def runs(
+    context: typer.Context,
+    storage: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix.")] = "./runs",
+    sweep: Annotated[Optional[str], typer.Option(help="Only the trials of this sweep.")] = None,  # noqa: UP045
+    sort: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A score such as fid_small, or a column; -NAME: largest first. Default: by name."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print all columns, a JSON object per line.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every run again first.")] = False,
+) -> None:
+    """List what is stored, from the catalogue beside the runs."""
+    if context.invoked_subcommand is not None:
+        return
+    from orchestrator import catalog
+    from orchestrator.storage import RunStore
+
+    store = RunStore(storage)
+    table = catalog.rebuild(store) if rebuild else catalog.read(store)
+    table = catalog.select(table, sweep, sort)
+    if json_:
+        for row in table.to_pylist():
+            print(_json_line(row))
+        return
+    if not table.num_rows:
+        print(f"no runs{f' of sweep {sweep}' if sweep else ''} in {storage}; `ebm train digits` makes one")
+        return
+    _show(catalog.summaries(table))
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    import json
+
+    def plain(value: Any) -> Any:
+        return value.isoformat() if hasattr(value, "isoformat") else value
+
+    return json.dumps({name: plain(value) for name, value in row.items() if value is not None})
+
+
+def _show(found: list[Any]) -> None:
+    from rich.table import Table
+
+    from orchestrator.telemetry import number
+
+    table = Table(show_edge=False, pad_edge=False)
+    for column in SHOWN:
+        table.add_column(column, justify="right" if column in ("step", "energy gap") else "left", overflow="fold")
+    for line in found:
+        scores = "  ".join(f"{name} {number(value)}" for name, value in line.scores.items())
+        modified = line.modified.astimezone().strftime("%Y-%m-%d %H:%M") if line.modified else "-"
+        steps = f"{line.step}/{line.num_steps}"
+        table.add_row(line.name, line.data, steps, line.state, number(line.energy_gap), scores or "-", modified)
+    open_console().print(table)
+
+
+@app.command()
+def compare(first: RunName, second: RunName, storage: Storage = "./runs") -> None:
+    """Show where two runs differ: settings, scores, last metrics.
+
+    Example: ebm runs compare digits-0001 digits-0002
+    """
+    from orchestrator.compare import compare as side_by_side
+    from orchestrator.sample import open_run
+
+    found = side_by_side(open_run(first, storage), open_run(second, storage))
+    for title, lines in (("settings", found.settings), ("scores", found.scores), ("last metrics", found.metrics)):
+        if lines:
+            print_table(title, (title, *found.names), lines)
+        else:
+            open_console().print(f"{title}: no difference")

@@ -1,0 +1,79 @@
+"""`ebm sweep`."""
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from orchestrator.cli_options import Address, Settings, open_console, print_table
+
+
+def sweep(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT", help="table2, figure9, figure7, truncation, buffer, steps; a preset; or a file .yaml."
+        ),
+    ],
+    settings: Settings = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the sweep. Default: from WHAT and the preset.")] = None,  # noqa: UP045
+    preset: Annotated[Optional[str], typer.Option(help="Of a grid. Default: cifar10; digits with --smoke.")] = None,  # noqa: UP045
+    metric: Annotated[str, typer.Option(help="A score of training's evaluations, or a logged column.")] = "fid_small",
+    mode: Annotated[Optional[str], typer.Option(help="min or max. Default: what is better for the metric.")] = None,  # noqa: UP045
+    seeds: Annotated[int, typer.Option(help="Of a grid: so many seeds for each row.")] = 1,
+    seed: Annotated[int, typer.Option(help="First seed of a grid; the seed of a search.")] = 0,
+    trials: Annotated[int, typer.Option(help="Of a search.")] = 16,
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Trials at once. Default: one for each CPU or GPU.")
+    ] = None,
+    scheduler: Annotated[str, typer.Option(help="asha stops trials early that score badly; none.")] = "none",
+    search: Annotated[str, typer.Option(help="random or optuna.")] = "random",
+    smoke: Annotated[bool, typer.Option("--smoke", help="Shrink everything to minutes on two cores.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print trials, resources and an estimate of time; run nothing.")
+    ] = False,
+    address: Address = None,
+) -> None:
+    """Run a grid of the paper, or a search, as trials on Ray; the same command goes on where it was interrupted.
+
+    Examples: ebm sweep table2 --smoke
+    ebm sweep digits sampler.step_size='loguniform(0.5,10)' --trials 8 --scheduler asha
+    """
+    from orchestrator.sweep_plan import SweepRequest, make_plan
+
+    request = SweepRequest(
+        preset=preset,
+        name=name,
+        settings=tuple(settings or ()),
+        metric=metric,
+        mode=mode,
+        seeds=seeds,
+        seed=seed,
+        trials=trials,
+        scheduler=scheduler,
+        search=search,
+        max_concurrent=max_concurrent,
+        smoke=smoke,
+    )
+    plan, base = make_plan(what, request)
+    if dry_run:
+        from orchestrator.sweep_estimate import show_dry_run
+
+        show_dry_run(plan, base, request.max_concurrent, address)
+        return
+    from orchestrator.sweep import run_sweep
+    from orchestrator.sweep_display import open_sweep_display
+    from orchestrator.sweep_table import links, sweep_table
+
+    display = open_sweep_display(plan.mode)
+    stored, number = run_sweep(plan, base, max_concurrent=request.max_concurrent, address=address, display=display)
+    table = sweep_table(stored)
+    print_table(table.title, table.columns, table.rows)
+    if table.note:
+        open_console().print(table.note, markup=False)
+    for line in links(stored, base.storage):
+        open_console().print(line, markup=False, soft_wrap=True)
+    left = sum(1 for trial in stored.trials if trial.result is None)
+    if number is not None or left:
+        print(f"sweep {plan.name} is not complete; go on with the same command", file=sys.stderr)
+        raise typer.Exit(128 + number if number is not None else 1)
