@@ -55,6 +55,8 @@ def _show_result(result: Any) -> None:
     console.print(f"run   {result.uri}", markup=False, soft_wrap=True)
     if result.grid:
         console.print(f"grid  {result.uri}/{result.grid}", markup=False, soft_wrap=True)
+    if result.page:
+        console.print(f"page  {result.uri}/{result.page}", markup=False, soft_wrap=True)
     if result.scores:
         rows = (
             (row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))

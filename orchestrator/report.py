@@ -20,13 +20,15 @@ PAGE = "report/index.html"
 LIVE_END_STATES = ("finished", "diverged")
 
 
-def leave_page(run: Run, say: Callable[[str], None]) -> None:
-    """Store the page of a run beside it. A failure is told to `say`: it never takes a trained run with it."""
+def leave_page(run: Run, say: Callable[[str], None]) -> str | None:
+    """Store the page of a run beside it and return its key. A failure is told to `say`: the run is worth more."""
     try:
         run.write_bytes(PAGE, run_page(run).encode())
+        return PAGE
     except Exception as error:  # whatever it is, training has come to its end already
         first = (str(error).splitlines() or [""])[0]
         say(f"the page of {run.name} could not be made ({type(error).__name__}: {first}); try `ebm report {run.name}`")
+        return None
 
 
 def write_report(names: Sequence[str], *, storage: str, out: Path | None = None, refresh_s: int | None = None) -> str:
@@ -64,9 +66,7 @@ def _sweep_folder(name: str, storage: str) -> Run | None:
     return found if is_sweep(found) else None
 
 
-def follow(
-    names: Sequence[str], *, storage: str, out: Path | None, every_s: int, say: Callable[[str], None]
-) -> str:
+def follow(names: Sequence[str], *, storage: str, out: Path | None, every_s: int, say: Callable[[str], None]) -> str:
     """Write the page again every `every_s` seconds, reloading itself, until the run has ended or Ctrl-C is pressed.
 
     What stays behind does not reload. A storage that fails for a moment costs one round and a line.

@@ -16,6 +16,10 @@ from orchestrator.report_axes import Axis, tick_text
 NUM_COLORS = 6
 MAX_POINTS = 400
 """Points of a curve that are drawn: of each stretch its lowest and highest value, so that no peak is lost."""
+ALL_POINTS = 9000
+"""Points of all curves of a drawing, shared among many of them."""
+MAX_DOTS = 12
+"""A curve of at most so many points, such as scores of checkpoints, shows each as a dot."""
 
 _ids = count()
 
@@ -88,12 +92,13 @@ class Frame:
     bottom: float = 44
 
 
-WIDE, NARROW = Frame(760, 300), Frame(350, 240, left=50, right=10)
+FRAMES = {"wide": Frame(760, 300), "half": Frame(520, 270), "narrow": Frame(350, 240, left=50, right=10)}
+"""The drawings of a chart, of which the style sheet shows one: alone, beside another one, on a phone."""
 
 
 def draw(chart: Chart) -> Markup:
-    """The chart for wide pages and for phones (the style sheet shows one of them)."""
-    return Markup("").join(Markup(_svg(chart, frame, name)) for frame, name in ((WIDE, "wide"), (NARROW, "narrow")))
+    """All drawings of the chart."""
+    return Markup("").join(Markup(_svg(chart, frame, name)) for name, frame in FRAMES.items())
 
 
 def thin(x: Sequence[float], y: Sequence[float | None], most: int = MAX_POINTS) -> list[tuple[float, float | None]]:
@@ -106,12 +111,11 @@ def thin(x: Sequence[float], y: Sequence[float | None], most: int = MAX_POINTS) 
     for start in range(0, len(points), size):
         stretch = points[start : start + size]
         known = [(px, py) for px, py in stretch if py is not None]
-        if not known:
-            kept.append(stretch[0])
-            continue
-        ends = {min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])}
-        gap = next((p for p in stretch if p[1] is None), None)
-        kept += sorted([*ends, *([gap] if gap else [])], key=lambda p: p[0])
+        gaps = [(px, None) for px, py in stretch if py is None]
+        ends: list[tuple[float, float | None]] = list(gaps[:1])
+        if known:
+            ends += {min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])}
+        kept += sorted(ends, key=lambda p: p[0])
     return kept
 
 
@@ -139,17 +143,18 @@ def _svg(chart: Chart, frame: Frame, name: str) -> str:
     y = Axis(*_range_y(chart), frame.height - frame.bottom, frame.top, chart.log_y)
     ids = f"chart-{number}-title", f"chart-{number}-desc"
     clip = f"chart-{number}-clip"
+    most = min(MAX_POINTS, max(40, ALL_POINTS // max(len(chart.series), 1)))
     width, height = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
     parts = [
         f'<svg class="{name}" viewBox="0 0 {frame.width:g} {frame.height:g}" role="img" aria-labelledby="{" ".join(ids)}">',
         f'<title id="{ids[0]}">{escape(chart.title)}</title><desc id="{ids[1]}">{escape(chart.description)}</desc>',
-        f'<clipPath id="{clip}"><rect x="{frame.left:g}" y="{frame.top:g}" width="{width:g}" height="{height:g}"/></clipPath>',
+        f'<clipPath id="{clip}"><rect x="{frame.left - 4:g}" y="{frame.top - 4:g}" width="{width + 8:g}" height="{height + 8:g}"/></clipPath>',
         *_bands(chart, frame, y),
         *_axes(chart, frame, x, y),
         *_levels(chart, frame, y),
         *_marks(chart, frame, x),
         f'<g clip-path="url(#{clip})">',
-        *(_curve(s, s.color or i % NUM_COLORS + 1, x, y) for i, s in enumerate(chart.series)),
+        *(_curve(s, s.color or i % NUM_COLORS + 1, x, y, most) for i, s in enumerate(chart.series)),
         "</g></svg>",
     ]
     return "".join(parts)
@@ -222,8 +227,8 @@ def _marks(chart: Chart, frame: Frame, x: Axis) -> list[str]:
     return parts
 
 
-def _curve(series: Series, color: int, x: Axis, y: Axis) -> str:
-    points = thin(series.x, series.y)
+def _curve(series: Series, color: int, x: Axis, y: Axis, most: int) -> str:
+    points = thin(series.x, series.y, most)
     pen, commands = False, []
     for px, py in points:
         if py is None or not y.can_show(py):
@@ -232,7 +237,7 @@ def _curve(series: Series, color: int, x: Axis, y: Axis) -> str:
         commands.append(f"{'L' if pen else 'M'}{x.at(px):.1f} {y.at(py):.1f}")
         pen = True
     dots = ""
-    if len(points) <= 30:
+    if len(points) <= MAX_DOTS:
         dots = "".join(
             f'<circle cx="{x.at(px):.1f}" cy="{y.at(py):.1f}" r="3"><title>{escape(series.name)}: {py:.4g} at {px:g}</title></circle>'
             for px, py in points

@@ -14,8 +14,8 @@ from orchestrator.report_run import Tile, duration, score_table, stability_tile
 from orchestrator.storage import Run
 from orchestrator.telemetry import METRIC_NAMES
 
-CURVES = ("loss", "grad_norm", "steps_per_s")
-"""Logged columns that are laid over each other, beside the energy gap."""
+CURVES = {"loss": "Loss", "grad_norm": "Gradient norm", "steps_per_s": "Rate"}
+"""Logged columns that are laid over each other, beside the energy gap, with their titles."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,16 @@ def overlaid_gap(found: Sequence[RunData]) -> list[figures.Figure]:
     marks = [Mark(d.diverged_at, f"{d.name} diverged") for d in found if d.diverged_at is not None]
     unit = "a (E(data) - E(samples)), in units of 1 / a"
     text = "Running mean of the energy gap; 0 is balance, collapse lies at \N{MINUS SIGN}1. Vertical: where a run diverged."
-    bands = [Band(None, limit, "unstable"), Band(limit, -limit, "stable band", "good")]
-    levels = [Level(0.0, "balance"), Level(figures.COLLAPSE, "collapse (Fig. 9)")]
+    bands = [Band(None, limit, "unstable"), Band(limit, None, "stable", "good")]
+    levels = [Level(0.0, ""), Level(figures.COLLAPSE, "collapse (Fig. 9)")]
     whole = (min(-1.15, min(known) - 0.05), max(0.6, max(known) + 0.05))
     title = "Energy gap and the limit of stability"
     made = [figures.figure(Chart(title, text, series, "training step", unit, levels, marks, bands, whole))]
     if max(known) - min(known) < 0.3:
         text = "The same curves on a scale of their own."
-        made.append(figures.figure(Chart("Energy gap, enlarged", text, series, "training step", unit, [Level(0.0, "")])))
+        made.append(
+            figures.figure(Chart("Energy gap, enlarged", text, series, "training step", unit, [Level(0.0, "")]))
+        )
     return made
 
 
@@ -106,10 +108,9 @@ def overlaid(found: Sequence[RunData], name: str) -> list[figures.Figure]:
     if not series:
         return []
     metric = METRIC_NAMES[name]
-    unit = metric.unit or "a pure number"
+    unit = {"": "a pure number", "1/s": "steps per second"}.get(metric.unit, metric.unit)
     text = f"{metric.help[:1].upper()}{metric.help[1:]}."
-    title = name.replace("_", " ").replace("steps per s", "steps per second")
-    return [figures.figure(Chart(title, text, series, "training step", unit))]
+    return [figures.figure(Chart(CURVES[name], text, series, "training step", unit))]
 
 
 def overlaid_score(found: Sequence[RunData], metric: str) -> list[figures.Figure]:

@@ -29,8 +29,8 @@ class Figure:
     ylabel: str
     xlabel: str
     svg: Markup
-    legend: list[tuple[int, str]]
-    """(colour, name)."""
+    legend: list[tuple[int, str, str]]
+    """(colour, name, style)."""
     table: list[tuple[str, ...]]
     """A row for some positions: x, then the value of each curve there or last before."""
     columns: list[str]
@@ -38,7 +38,7 @@ class Figure:
 
 def figure(chart: Chart) -> Figure:
     """The chart drawn, with legend and table."""
-    named = [(s.color or i % NUM_COLORS + 1, s.name) for i, s in enumerate(chart.series)]
+    named = [(s.color or i % NUM_COLORS + 1, s.name, s.style) for i, s in enumerate(chart.series)]
     positions = sorted({x for s in chart.series for x in s.x})
     chosen = [positions[i] for i in spread(range(len(positions)), TABLE_ROWS)]
     table = [(f"{x:.6g}", *(_at(s, x) for s in chart.series)) for x in chosen]
@@ -92,9 +92,9 @@ def gap_figures(data: RunData) -> list[Figure]:
         series,
         "training step",
         "a (E(data) - E(samples)), in units of 1 / a",
-        levels=[Level(0.0, "balance"), Level(COLLAPSE, "collapse (Fig. 9)")],
+        levels=[Level(0.0, ""), Level(COLLAPSE, "collapse (Fig. 9)")],
         marks=marks(data),
-        bands=[Band(None, limit, "unstable"), Band(limit, -limit, "stable band", "good")],
+        bands=[Band(None, limit, "unstable"), Band(limit, None, "stable", "good")],
         y_range=(min(1.15 * COLLAPSE, low - 0.05), max(0.6, high + 0.05)),
     )
     if high - low > 0.3:
@@ -112,7 +112,7 @@ def column_figure(
     for name, label in names.items():
         pairs = [(s, v) for s, v in zip(data.rows["step"], data.rows.get(name, []), strict=False) if v is not None]
         if any(v != 0 for _, v in pairs):
-            series.append(Series(label, *map(list, zip(*pairs, strict=True))))
+            series.append(Series(label, [s for s, _ in pairs], [v for _, v in pairs]))
     if not series:
         return []
     unit = METRIC_NAMES[next(iter(names))].unit or "a pure number"

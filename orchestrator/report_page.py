@@ -21,7 +21,11 @@ def as_json(value: Any) -> str:
 def environment() -> Environment:
     """Where pages are made: escaping is on for every template, and a name that is not given is an error."""
     made = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     made.filters["setting"] = as_json
     made.globals["style"] = Markup((FOLDER / "style.css").read_text())  # ours, without any value

@@ -27,11 +27,11 @@ class Line:
 
 
 class Scale:
-    """Values of one axis to 0..1: numbers along it (logarithmic over two decades or more), words in order of appearance."""
+    """Values of one axis to 0..1: numbers along it (logarithmic over two decades or more), words by the alphabet."""
 
     def __init__(self, name: str, values: Sequence[str | None]) -> None:
         self.name = name
-        known = [v for v in dict.fromkeys(values) if v is not None]
+        known = sorted({v for v in values if v is not None})
         numbers = [_number(v) for v in known]
         self._axis: Axis | None = None
         self._names: list[str] = []
@@ -56,7 +56,9 @@ class Scale:
         """(place, text) of the axis's numbers or words."""
         if self._axis is not None:
             ends = [self._axis.low, self._axis.high]
-            inner = [v for v in self._axis.ticks(4) if all(abs(self._axis.at(v) - self._axis.at(e)) > 0.12 for e in ends)]
+            inner = [
+                v for v in self._axis.ticks(4) if all(abs(self._axis.at(v) - self._axis.at(e)) > 0.12 for e in ends)
+            ]
             return [(self._axis.at(v), tick_text(float(f"{v:.3g}"))) for v in (ends[0], *inner, ends[1])]
         named = self._names if len(self._names) <= MAX_NAMES else [self._names[0], self._names[-1]]
         return [(self.at(name) or 0.0, name) for name in named]
@@ -90,14 +92,19 @@ def _upright(title: str, description: str, scales: Sequence[Scale], lines: Seque
     places = [side + i * gap for i in range(len(scales))]
     parts = [_head("wide", width, 330, title, description)]
     ends = [(scales[i].at, x) for i, x in enumerate(places)]
-    parts += [_path(line, [(x, _pixel(at(v), bottom, top)) for (at, x), v in zip(ends, line.values, strict=True)]) for line in lines]
+    parts += [
+        _path(line, [(x, _pixel(at(v), bottom, top)) for (at, x), v in zip(ends, line.values, strict=True)])
+        for line in lines
+    ]
     for i, (scale, x) in enumerate(zip(scales, places, strict=True)):
         anchor = "end" if i == len(scales) - 1 and i else "start" if i == 0 else "middle"
         shift = side - 6 if anchor == "end" else 6 - side if anchor == "start" else 0
         words = scale.name.replace(".", ".\u200b").split("\u200b")
         for row, word in enumerate(words[-2:]):
             y = top - 32 + 15 * (row + 2 - len(words[-2:]))
-            parts.append(f'<text class="label" x="{x + shift:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(_short(word, 20))}</text>')
+            parts.append(
+                f'<text class="label" x="{x + shift:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(_short(word, 20))}</text>'
+            )
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top:g}" y2="{bottom:g}"/>')
         for place, text in scale.labels():
             y = _pixel(place, bottom, top) or 0.0
@@ -125,7 +132,9 @@ def _lying(title: str, description: str, scales: Sequence[Scale], lines: Sequenc
         for place, text in labels if len(labels) <= 5 else [labels[0], labels[-1]]:
             x = _pixel(place, left, right) or left
             anchor = "start" if place < 0.15 else "end" if place > 0.85 else "middle"
-            parts.append(f'<text class="note" x="{x:.1f}" y="{y + 17:.1f}" text-anchor="{anchor}">{escape(_short(text, 14))}</text>')
+            parts.append(
+                f'<text class="note" x="{x:.1f}" y="{y + 17:.1f}" text-anchor="{anchor}">{escape(_short(text, 14))}</text>'
+            )
     return "".join(parts) + "</svg>"
 
 

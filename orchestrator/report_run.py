@@ -1,6 +1,6 @@
 """The page of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -41,6 +41,7 @@ def run_page(run: Run, *, refresh_s: int | None = None) -> str:
     data = gather(run)
     pictures = grids(run)
     last = data.last_scores
+    columns, rows = published_column(score_table(last[1], data) if last else [])
     return render(
         "run.html",
         title=f"{data.name}, energy-based model",
@@ -56,7 +57,8 @@ def run_page(run: Run, *, refresh_s: int | None = None) -> str:
         gradients=gradient_figures(data),
         buffer=buffer_figures(data),
         score_step=last[0] if last else None,
-        score_rows=score_table(last[1], data) if last else [],
+        score_columns=columns,
+        score_rows=rows,
         scores=figures.score_figures(data, PAPER_SCORES.get(str(data.setting("data.name")), {})),
         **studies(data),
         sections=setting_sections(data),
@@ -71,7 +73,9 @@ def hero(pictures: Grids) -> Picture | None:
 
 def summary(data: RunData) -> str:
     """A sentence on what was trained and how it went."""
-    what = f"{data.setting('data.name')} at {data.setting('data.image_size')} × {data.setting('data.image_size')} pixels"
+    what = (
+        f"{data.setting('data.name')} at {data.setting('data.image_size')} × {data.setting('data.image_size')} pixels"
+    )
     ends = {
         "finished": f"trained to its last step, {data.num_steps:,}",
         "diverged": f"diverged at step {data.diverged_at:,} of {data.num_steps:,}" if data.diverged_at else "diverged",
@@ -93,7 +97,9 @@ def tiles(data: RunData) -> list[Tile]:
     cost, rates = data.cost, [r for r in data.rows.get("steps_per_s", []) if r]
     if cost.train_s:
         share = f"{cost.num_workers} × {cost.per_worker} {'GPU' if cost.unit == 'GPU-hours' else 'CPU'}"
-        found.append(Tile("Cost", f"{cost.hours:.3g} {cost.unit}", f"{duration(cost.train_s)} on {share}"))
+        found.append(
+            Tile(f"{cost.unit[0].upper()}{cost.unit[1:]}", f"{cost.hours:.3g}", f"{duration(cost.train_s)} on {share}")
+        )
     if rates:
         middle = sorted(rates)[len(rates) // 2]
         found.append(Tile("Rate", f"{middle:.3g} steps/s", "median of the logged rows"))
@@ -141,6 +147,14 @@ def buffer_figures(data: RunData) -> list[figures.Figure]:
     ]
 
 
+def published_column(rows: Sequence[tuple[str, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The columns of the table of scores, and its rows; the paper's column only where it has a figure."""
+    columns = ["score", "samples", "real, held out", "noise"]
+    if any(row[-1] != "-" for row in rows):
+        return [*columns, "paper (CIFAR-10)"], list(rows)
+    return columns, [row[:-1] for row in rows]
+
+
 def score_table(documents: Mapping[str, Any], data: RunData) -> list[tuple[str, ...]]:
     """(score, of the samples, real held-out images, noise, the paper) as text."""
     paper = PAPER_SCORES.get(str(data.setting("data.name")), {})
@@ -168,7 +182,9 @@ def studies(data: RunData) -> dict[str, Any]:
         for variant in data.scores[chains]["chains"].get("variants", {}):
             alt = f"chains of kind {variant} from noise at the left to their end at the right"
             key = f"evaluations/{step_name(chains)}/chains-{variant}.png"
-            strips.append(picture(data.run, key, alt, variant.replace("_", " "), CHAIN_BUDGET) if _is_word(variant) else None)
+            strips.append(
+                picture(data.run, key, alt, variant.replace("_", " "), CHAIN_BUDGET) if _is_word(variant) else None
+            )
     return {
         "ood_step": ood,
         "ood": figures.ood_figure(data.run, ood) if ood is not None else [],

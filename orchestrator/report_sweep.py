@@ -64,13 +64,15 @@ def tiles(sweep: SweepData) -> list[Tile]:
     judged = states["finished"] + unstable
     found = [
         Tile("Trials", str(len(sweep.trials)), text or "none has started"),
-        Tile("Stable", f"{judged - unstable} of {judged}", "of those that ran to an end", "bad" if unstable else "good"),
+        Tile(
+            "Stable", f"{judged - unstable} of {judged}", "of those that ran to an end", "bad" if unstable else "good"
+        ),
     ]
     best = sweep.best_trial()
     if best is not None and best.value is not None:
         found.append(Tile(f"Best {sweep.metric}", f"{best.value:.4g}", best.name))
-    unit = "GPU-hours" if any(number(t.cost.get("gpus")) for t in sweep.trials) else "core-hours"
-    found.append(Tile("Cost", f"{sum(t.hours for t in sweep.trials):.3g} {unit}", "of the trials that have ended"))
+    unit = "GPU-hours" if any(number(t.cost.get("gpus")) for t in sweep.trials) else "Core-hours"
+    found.append(Tile(unit, f"{sum(t.hours for t in sweep.trials):.3g}", "of the trials that have ended"))
     return found
 
 
@@ -78,7 +80,15 @@ def grid_table(sweep: SweepData) -> Table:
     """A line for each row of the grid: mean and spread over seeds, stability, and what the paper has."""
     choices = list(dict.fromkeys(str(name) for row in sweep.rows for name in _mapping(row.get("choices"))))
     paper = [key for key in PAPER if any(key in _mapping(row.get("paper")) for row in sweep.rows)]
-    columns = ["row", *choices, sweep.metric, f"best {sweep.metric}", "stable seeds", "trials", *(PAPER[k] for k in paper)]
+    columns = [
+        "row",
+        *choices,
+        sweep.metric,
+        f"best {sweep.metric}",
+        "stable seeds",
+        "trials",
+        *(PAPER[k] for k in paper),
+    ]
     rows = []
     for row in sweep.rows:
         trials = [t for t in sweep.trials if t.planned.get("row") == row.get("key")]
@@ -146,7 +156,9 @@ def parallel(sweep: SweepData) -> Markup | None:
         lines.append(Line(text, [*values, None if trial.value is None else repr(trial.value)], style))
     if not axes or not lines:
         return None
-    description = f"A line for each of {len(lines)} trials over {', '.join(axes)} and {sweep.metric}; the table has the values."
+    description = (
+        f"A line for each of {len(lines)} trials over {', '.join(axes)} and {sweep.metric}; the table has the values."
+    )
     return draw_parallel("Settings of the trials and their result", description, [*axes, sweep.metric], lines)
 
 
@@ -157,14 +169,22 @@ def gap_curves(sweep: SweepData) -> list[figures.Figure]:
         values = trial.rows.get("running_gap") or trial.rows.get("energy_gap") or []
         if any(v is not None for v in values):
             broken = trial.state == "unstable"
-            series.append(Series(trial.name, trial.rows["step"], values, f"many solid {'broken' if broken else ''}", 2 if broken else 1))
+            series.append(
+                Series(
+                    trial.name,
+                    trial.rows["step"],
+                    values,
+                    f"many solid {'broken' if broken else ''}",
+                    2 if broken else 1,
+                )
+            )
     if not series:
         return []
     known = [v for s in series for v in s.y if v is not None and math.isfinite(v)] or [0.0]
     marks = [Mark(t.unstable_at, t.name) for t in sweep.trials if t.unstable_at is not None]
     limit = number(_mapping(_mapping(sweep.plan.get("base")).get("train")).get("gap_limit")) or -0.5
     shown = (max(-3.0, min(-1.15, min(known) - 0.05)), min(3.0, max(0.6, max(known) + 0.05)))
-    text = f"Running mean of a (E(data) - E(samples)) of {len(series)} trials; orange with a vertical line: diverged there."
+    text = f"Running mean of a (E(data) - E(samples)) of {len(series)} trials; orange ends at a vertical line: it diverged."
     if len(marks) > MAX_MARKS:
         text += f" The first {MAX_MARKS} of {len(marks)} divergences are marked."
     chart = Chart(
@@ -173,9 +193,9 @@ def gap_curves(sweep: SweepData) -> list[figures.Figure]:
         series,
         "training step",
         "a (E(data) - E(samples)), in units of 1 / a",
-        [Level(0.0, "balance"), Level(figures.COLLAPSE, "collapse (Fig. 9)")],
+        [Level(0.0, ""), Level(figures.COLLAPSE, "collapse (Fig. 9)")],
         marks[:MAX_MARKS],
-        [Band(None, limit, "unstable"), Band(limit, -limit, "stable band", "good")],
+        [Band(None, limit, "unstable"), Band(limit, None, "stable", "good")],
         shown,
         legend=False,
     )

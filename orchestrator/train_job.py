@@ -55,6 +55,8 @@ class RunResult:
     """Key of the last sample grid, below the run."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Score documents of the last checkpoint by metric."""
+    page: str | None = None
+    """Key of the HTML page that was made at the end."""
 
 
 def run_training(
@@ -83,9 +85,19 @@ def _run_training(job: JobConfig, prefix: str | None, address: str | None, displ
         run = store.run(str(job.name))
         display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
         try:
-            return _Supervisor(job, run, display).work(resources)
+            result = _Supervisor(job, run, display).work(resources)
         except RayError as why:
             raise TrainingError(f"lost the Ray that trained ({_one_line(why)}); go on with name={job.name}") from None
+        finally:
+            page = _leave_page(run, display)
+        return replace(result, page=page)
+
+
+def _leave_page(run: Run, display: Display) -> str | None:
+    """However the job ended: a diverged or interrupted run has its page too."""
+    from orchestrator.report import leave_page
+
+    return leave_page(run, display.note)
 
 
 def resolved(job: JobConfig) -> JobConfig:

@@ -26,7 +26,11 @@ def rows_of(num_steps: int, *, every: int = 10, rate: float = 5.0, broken: bool 
     """Rows of a run at `rate` steps per second; a broken one slides down to a gap of -1."""
     rows = []
     for step in [1, *range(every, num_steps + 1, every)]:
-        gap = -1.0 / (1 + math.exp((num_steps / 2 - step) / 20)) if broken else 0.05 * math.sin(step / 7) / (1 + step / 50)
+        gap = (
+            -1.0 / (1 + math.exp((num_steps / 2 - step) / 20))
+            if broken
+            else 0.05 * math.sin(step / 7) / (1 + step / 50)
+        )
         terms = {"cd": gap, "opt": -0.02, "entropy": 0.1 - step / 1e4, "l2": 0.001 + gap**2}
         row = {"step": step, **terms, "loss": sum(terms.values()), "energy_gap": gap, "running_gap": gap / 2}
         row |= {"grad_norm": 0.1 + 0.3 / step, "buffer_fill": min(1.0, step / 100), "clamped_fraction": 0.4}
@@ -112,7 +116,11 @@ def store_studies(run: Run, step: int) -> None:
     run.write_json(f"{folder}/ood.json", {"value": 0.83, "num_inside": 300, "sets": sets})
     times = list(range(0, 210, 10))
     variants = {
-        name: {"steps": times, "fid_small": [30 / (1 + t / 20) + shift for t in times], "energy": [-t / 100 for t in times]}
+        name: {
+            "steps": times,
+            "fid_small": [30 / (1 + t / 20) + shift for t in times],
+            "energy": [-t / 100 for t in times],
+        }
         for name, shift in (("plain", 0.0), ("test_time", 2.0))
     }
     run.write_json(f"{folder}/chains.json", {"value": 1.1, "num_chains": 16, "num_steps": 200, "variants": variants})
@@ -149,7 +157,9 @@ def store_sweep(root: Path, name: str = "table2-digits", seeds: int = 2) -> Run:
                 continue
             broken = row["key"] == "plain"
             store_run(root, f"{name}-{trial}", steps=100, broken=broken, studies=False, settings=settings)
-            folder.write_json(f"trials/{trial}.json", _result(trial, f"{name}-{trial}", broken, 10.0 + 4 * index + seed))
+            folder.write_json(
+                f"trials/{trial}.json", _result(trial, f"{name}-{trial}", broken, 10.0 + 4 * index + seed)
+            )
     return folder
 
 
@@ -177,7 +187,9 @@ def hostile(run: Run, text: str) -> None:
     tree["model"]["kind"] = text
     tree[text] = text
     run.write_config(tree)
-    run.write_json("provenance.json", {"launches": [{"command": [text], "packages": {text: text}, text: text, "x": [text]}]})
+    run.write_json(
+        "provenance.json", {"launches": [{"command": [text], "packages": {text: text}, text: text, "x": [text]}]}
+    )
     run.write_json(f"evaluations/{step_name(200)}/{'odd'}.json", {"value": 1.0, "heldout": text, "noise": text})
     chains = json.loads(run.read_bytes(f"evaluations/{step_name(200)}/chains.json"))
     chains["variants"][text] = chains["variants"]["plain"]
