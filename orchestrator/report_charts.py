@@ -146,9 +146,11 @@ def _svg(chart: Chart, frame: Frame, name: str) -> str:
     most = min(MAX_POINTS, max(40, ALL_POINTS // max(len(chart.series), 1)))
     width, height = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
     parts = [
-        f'<svg class="{name}" viewBox="0 0 {frame.width:g} {frame.height:g}" role="img" aria-labelledby="{" ".join(ids)}">',
+        f'<svg class="{name}" viewBox="0 0 {frame.width:g} {frame.height:g}" role="img" '
+        f'aria-labelledby="{" ".join(ids)}">',
         f'<title id="{ids[0]}">{escape(chart.title)}</title><desc id="{ids[1]}">{escape(chart.description)}</desc>',
-        f'<clipPath id="{clip}"><rect x="{frame.left - 4:g}" y="{frame.top - 4:g}" width="{width + 8:g}" height="{height + 8:g}"/></clipPath>',
+        f'<clipPath id="{clip}"><rect x="{frame.left - 4:g}" y="{frame.top - 4:g}" width="{width + 8:g}" '
+        f'height="{height + 8:g}"/></clipPath>',
         *_bands(chart, frame, y),
         *_axes(chart, frame, x, y),
         *_levels(chart, frame, y),
@@ -169,7 +171,8 @@ def _bands(chart: Chart, frame: Frame, y: Axis) -> list[str]:
         if low <= high:
             continue
         parts.append(
-            f'<rect class="band {band.style}" x="{frame.left:g}" y="{high:.1f}" width="{width:g}" height="{low - high:.1f}"/>'
+            f'<rect class="band {band.style}" x="{frame.left:g}" y="{high:.1f}" width="{width:g}" '
+            f'height="{low - high:.1f}"/>'
             f'<text class="note" x="{frame.width - frame.right - 6:g}" y="{low - 7:.1f}" text-anchor="end">'
             f"{escape(band.label)}</text>"
         )
@@ -194,7 +197,8 @@ def _axes(chart: Chart, frame: Frame, x: Axis, y: Axis) -> list[str]:
     middle = (frame.left + right) / 2
     parts.append(
         f'<line class="axis" x1="{frame.left:g}" x2="{right:g}" y1="{bottom:g}" y2="{bottom:g}"/>'
-        f'<text class="label" x="{middle:g}" y="{frame.height - 6:g}" text-anchor="middle">{escape(chart.xlabel)}</text>'
+        f'<text class="label" x="{middle:g}" y="{frame.height - 6:g}" text-anchor="middle">'
+        f"{escape(chart.xlabel)}</text>"
     )
     return parts
 
@@ -219,7 +223,8 @@ def _marks(chart: Chart, frame: Frame, x: Axis) -> list[str]:
         at = x.at(mark.x)
         leftward = at > (frame.left + frame.width) / 2
         parts.append(
-            f'<line class="{mark.style}" x1="{at:.1f}" x2="{at:.1f}" y1="{frame.top:g}" y2="{frame.height - frame.bottom:g}">'
+            f'<line class="{mark.style}" x1="{at:.1f}" x2="{at:.1f}" y1="{frame.top:g}" '
+            f'y2="{frame.height - frame.bottom:g}">'
             f"<title>{escape(mark.label)}</title></line>"
             f'<text class="note" x="{at + (-5 if leftward else 5):.1f}" y="{frame.top + 12 + 14 * (i % 4):g}" '
             f'text-anchor="{"end" if leftward else "start"}">{escape(mark.label)}</text>'
@@ -239,7 +244,8 @@ def _curve(series: Series, color: int, x: Axis, y: Axis, most: int) -> str:
     dots = ""
     if len(points) <= MAX_DOTS:
         dots = "".join(
-            f'<circle cx="{x.at(px):.1f}" cy="{y.at(py):.1f}" r="3"><title>{escape(series.name)}: {py:.4g} at {px:g}</title></circle>'
+            f'<circle cx="{x.at(px):.1f}" cy="{y.at(py):.1f}" r="3">'
+            f"<title>{escape(series.name)}: {py:.4g} at {px:g}</title></circle>"
             for px, py in points
             if py is not None and y.can_show(py)
         )

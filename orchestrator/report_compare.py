@@ -88,7 +88,7 @@ def overlaid_gap(found: Sequence[RunData]) -> list[figures.Figure]:
         return []
     marks = [Mark(d.diverged_at, f"{d.name} diverged") for d in found if d.diverged_at is not None]
     unit = "a (E(data) - E(samples)), in units of 1 / a"
-    text = "Running mean of the energy gap; 0 is balance, collapse lies at \N{MINUS SIGN}1. Vertical: where a run diverged."
+    text = "Running mean of the energy gap; 0 is balance. Vertical lines: where a run diverged."
     bands = [Band(None, limit, "unstable"), Band(limit, None, "stable", "good")]
     levels = [Level(0.0, ""), Level(figures.COLLAPSE, "collapse (Fig. 9)")]
     whole = (min(-1.15, min(known) - 0.05), max(0.6, max(known) + 0.05))

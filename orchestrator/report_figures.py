@@ -1,4 +1,4 @@
-"""The charts of a run, each a `Figure`: a picture, its legend, and its values as a table for who reads rather than looks."""
+"""The charts of a run, each a `Figure`: a picture, its legend, and its values as a table for those who read them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -88,7 +88,7 @@ def gap_figures(data: RunData) -> list[Figure]:
     whole = Chart(
         "Energy gap and the limit of stability",
         f"a (E(data) - E(samples)), a = loss.l2_weight: 0 is balance. Training is unstable once the running mean stays "
-        f"below {tick_text(limit)} for {data.setting('train.gap_patience')} steps; collapse lies at {tick_text(COLLAPSE)}.",
+        f"below {tick_text(limit)} for {data.setting('train.gap_patience')} steps; collapse is {tick_text(COLLAPSE)}.",
         series,
         "training step",
         "a (E(data) - E(samples)), in units of 1 / a",
@@ -99,7 +99,8 @@ def gap_figures(data: RunData) -> list[Figure]:
     )
     if high - low > 0.3:
         return [figure(whole)]
-    text = f"The same curves on a scale of their own, from {tick_text(float(f'{low:.3g}'))} to {tick_text(float(f'{high:.3g}'))}."
+    ends = (tick_text(float(f"{value:.3g}")) for value in (low, high))
+    text = f"The same curves on a scale of their own, from {' to '.join(ends)}."
     closer = Chart("Energy gap, enlarged", text, series, "training step", whole.ylabel, [Level(0.0, "")], marks(data))
     return [figure(whole), figure(closer)]
 
@@ -166,8 +167,8 @@ def ood_figure(run: Run, step: int) -> list[Figure]:
     edges = np.linspace(low, high if high > low else low + 1, 41)
     series = [Series(name, *_outline(values, edges)) for name, values in sets.items()]
     text = (
-        "Share of each set's images by energy, in 40 bins; lower is more like the data. The outermost bins hold what lies "
-        f"beyond. Mean energies: {', '.join(f'{name} {values.mean():.3g}' for name, values in sets.items())}."
+        "Share of each set's images by energy, in 40 bins; lower is more like the data. The outermost bins hold what "
+        f"lies beyond. Mean energies: {', '.join(f'{name} {values.mean():.3g}' for name, values in sets.items())}."
     )
     return [figure(Chart("Energies in and out of distribution", text, series, "energy", "share of images"))]
 

@@ -103,7 +103,8 @@ def _upright(title: str, description: str, scales: Sequence[Scale], lines: Seque
         for row, word in enumerate(words[-2:]):
             y = top - 32 + 15 * (row + 2 - len(words[-2:]))
             parts.append(
-                f'<text class="label" x="{x + shift:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(_short(word, 20))}</text>'
+                f'<text class="label" x="{x + shift:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+                f"{escape(_short(word, 20))}</text>"
             )
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top:g}" y2="{bottom:g}"/>')
         for place, text in scale.labels():
@@ -133,7 +134,8 @@ def _lying(title: str, description: str, scales: Sequence[Scale], lines: Sequenc
             x = _pixel(place, left, right) or left
             anchor = "start" if place < 0.15 else "end" if place > 0.85 else "middle"
             parts.append(
-                f'<text class="note" x="{x:.1f}" y="{y + 17:.1f}" text-anchor="{anchor}">{escape(_short(text, 14))}</text>'
+                f'<text class="note" x="{x:.1f}" y="{y + 17:.1f}" text-anchor="{anchor}">'
+                f"{escape(_short(text, 14))}</text>"
             )
     return "".join(parts) + "</svg>"
 

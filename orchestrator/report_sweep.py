@@ -36,7 +36,11 @@ class Table:
 
 def sweep_page(folder: Run, *, refresh_s: int | None = None) -> str:
     """The page of a stored sweep; with refresh_s it reloads itself so often until every trial has ended."""
-    sweep = gather_sweep(folder)
+    return sweep_html(gather_sweep(folder), refresh_s=refresh_s)
+
+
+def sweep_html(sweep: SweepData, *, refresh_s: int | None = None) -> str:
+    """The page of a sweep that was read."""
     ended = all(trial.result for trial in sweep.trials)
     return render(
         "sweep.html",
@@ -184,7 +188,7 @@ def gap_curves(sweep: SweepData) -> list[figures.Figure]:
     marks = [Mark(t.unstable_at, t.name) for t in sweep.trials if t.unstable_at is not None]
     limit = number(_mapping(_mapping(sweep.plan.get("base")).get("train")).get("gap_limit")) or -0.5
     shown = (max(-3.0, min(-1.15, min(known) - 0.05)), min(3.0, max(0.6, max(known) + 0.05)))
-    text = f"Running mean of a (E(data) - E(samples)) of {len(series)} trials; orange ends at a vertical line: it diverged."
+    text = f"Running mean of a (E(data) - E(samples)) of {len(series)} trials; orange: diverged at the vertical line."
     if len(marks) > MAX_MARKS:
         text += f" The first {MAX_MARKS} of {len(marks)} divergences are marked."
     chart = Chart(

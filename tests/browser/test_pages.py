@@ -34,7 +34,8 @@ for (const e of document.querySelectorAll('body *')) {
   backs.push(behind ? rgb(getComputedStyle(behind).backgroundColor) : [255, 255, 255]);
   for (const back of backs) {
     const [a, b] = [light(front), light(back)].sort((x, y) => y - x);
-    found.push([(a + 0.05) / (b + 0.05), e.tagName + '.' + (e.getAttribute('class') || '') + ': ' + e.textContent.slice(0, 40)]);
+    const name = e.tagName + '.' + (e.getAttribute('class') || '');
+    found.push([(a + 0.05) / (b + 0.05), name + ': ' + e.textContent.slice(0, 40)]);
   }
 }
 return found;
@@ -86,7 +87,8 @@ def test_nothing_scrolls_sideways_with_everything_opened(page: Page, kind: str, 
     assert page.run("return window.innerWidth") == width
     assert page.run("return document.documentElement.scrollWidth") <= width
     spilled = page.run(
-        "return [...document.querySelectorAll('main *, header *')].filter(e => !e.closest('.scroll') && !e.closest('svg')"
+        "return [...document.querySelectorAll('main *, header *')]"
+        ".filter(e => !e.closest('.scroll') && !e.closest('svg')"
         f" && e.getBoundingClientRect().right > {width} + 0.5).map(e => e.tagName + ' ' + e.className)"
     )
     assert spilled == []
@@ -180,7 +182,8 @@ def test_print_shows_whole_charts_on_white(page: Page, kind: str):
     )
     assert cut == 0
     broken = page.run(
-        "return [...document.querySelectorAll('figure')].filter(f => getComputedStyle(f).breakInside !== 'avoid').length"
+        "return [...document.querySelectorAll('figure')]"
+        ".filter(f => getComputedStyle(f).breakInside !== 'avoid').length"
     )
     assert broken == 0
     pdf = page.call("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": True})
