@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo sweep test test-s3 check bench bench-check bench-catalog sweep-kills clean
+.PHONY: demo sweep test test-s3 test-browser check bench bench-check bench-catalog sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -28,11 +28,15 @@ sweep: $(VENV)/installed
 
 # The whole suite. It fails if fewer tests are collected than tests/floor.txt says.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3" --floor $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not browser" --floor $(TEST_ARGS)
 
 # The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
 test-s3: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python bash tests/s3/run.sh
+
+# The pages of `ebm report` in headless Chromium (Debian's package, installed here where it is missing).
+test-browser: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python bash tests/browser/run.sh
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

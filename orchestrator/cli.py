@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator import cli_compose, cli_evaluate, cli_runs, cli_sweep, cli_weights
+from orchestrator import cli_compose, cli_evaluate, cli_report, cli_runs, cli_sweep, cli_weights
 from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, open_console, print_table
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ data_app.command()(cli_weights.inception)
 data_app.command()(cli_weights.mobilenet)
 app.command()(cli_compose.compose)
 app.command()(cli_sweep.sweep)
+app.command()(cli_report.report)
 
 
 @app.command()
@@ -59,6 +60,8 @@ def _show_result(result: Any) -> None:
     console.print(f"run   {result.uri}", markup=False, soft_wrap=True)
     if result.grid:
         console.print(f"grid  {result.uri}/{result.grid}", markup=False, soft_wrap=True)
+    if result.page:
+        console.print(f"page  {result.uri}/{result.page}", markup=False, soft_wrap=True)
     if result.scores:
         rows = (
             (row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))

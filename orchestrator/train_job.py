@@ -57,6 +57,8 @@ class RunResult:
     """Key of the last sample grid, below the run."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Score documents of the last checkpoint by metric."""
+    page: str | None = None
+    """Key of the HTML page that was made at the end."""
 
 
 class Watcher:
@@ -104,11 +106,20 @@ def _run_training(
         display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
         _catalogue(run, display)
         try:
-            return _Supervisor(job, run, display, watcher).work(resources)
+            result = _Supervisor(job, run, display, watcher).work(resources)
         except RayError as why:
             raise TrainingError(f"lost the Ray that trained ({_one_line(why)}); go on with name={job.name}") from None
         finally:
+            page = _leave_page(run, display)
             _catalogue(run, display)
+        return replace(result, page=page)
+
+
+def _leave_page(run: Run, display: Display) -> str | None:
+    """However the job ended: a diverged or interrupted run has its page too."""
+    from orchestrator.report import leave_page
+
+    return leave_page(run, display.note)
 
 
 def _catalogue(run: Run, display: Display) -> None:
