@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-s3 check bench bench-check clean
+DIR ?= /tmp/ebm-local
+
+.PHONY: demo test test-s3 test-operate up down check bench bench-check clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -24,11 +26,26 @@ demo: $(VENV)/installed
 
 # The whole suite. It fails if fewer tests are collected than tests/floor.txt says.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3" --floor $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not operate" --floor $(TEST_ARGS)
 
 # The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
 test-s3: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python bash tests/s3/run.sh
+
+# Submit, watch, stop and resume on a real cluster with token, S3 server and Prometheus, started and stopped here.
+test-operate: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python bash tests/operate/run.sh
+
+# That cluster to play with, and one job on it; `make down` ends all of it. DIR=/tmp/other DASHBOARD_PORT=... for more.
+up: $(VENV)/installed
+	BIN=$(abspath $(BIN)) deploy/local/cluster.sh start $(DIR)
+	. $(DIR)/env && PATH=$(abspath $(BIN)):$$PATH ebm submit train digits name=first storage=s3://runs/here
+	@echo "the rest of it, once you have typed:  . $(DIR)/env"
+	@echo "  ebm jobs;  ebm logs first -f;  ebm stop first;  Prometheus is at \$$PROMETHEUS_URL"
+
+down:
+	BIN=$(abspath $(BIN)) deploy/local/cluster.sh stop $(DIR)
+	rm -rf $(DIR)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

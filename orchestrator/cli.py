@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator import cli_evaluate, cli_jobs
+from orchestrator import cli_evaluate, cli_jobs, cli_metrics
 from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, open_console, show_result
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get data sets, and check the files of one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(cli_metrics.metrics_app, name="metrics")
 app.command()(cli_evaluate.evaluate)
 app.command(context_settings={"ignore_unknown_options": True})(cli_jobs.submit)
 for command in (cli_jobs.jobs, cli_jobs.logs, cli_jobs.stop, cli_jobs.resume, cli_jobs.clone):

@@ -156,6 +156,12 @@ def worker_resources(job: JobConfig) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}
 
 
+def is_shared() -> bool:
+    """Whether this Ray was there before this process, and stays: one that ends with us nobody watches from outside."""
+    node = ray._private.worker._global_node  # pyright: ignore[reportAttributeAccessIssue]
+    return node is not None and not node.head
+
+
 def free_cpus() -> float:
     """CPUs that nobody has reserved now."""
     return ray.available_resources().get("CPU", 0.0)
@@ -181,7 +187,8 @@ class Mailbox:
         self._stop = False
 
     def post(self, kind: str, payload: Any) -> None:
-        """Leave a message; kinds are `started`, `row`, `note`, `checkpoint` and `error`."""
+        """Leave a message; kinds are `started`, `row`, `note`, `checkpoint`, `checkpoint_duration`
+        and `error`."""
         self._messages.append((kind, payload))
 
     def drain(self) -> list[tuple[str, Any]]:

@@ -12,7 +12,7 @@ import ray
 from ebm_core.errors import EbmError
 from orchestrator.cluster import WORKER_ENV, adopt, storage_environment
 from orchestrator.config import JobConfig
-from orchestrator.runs import ema_grid_key
+from orchestrator.runs import ema_grid_key, headline
 from orchestrator.storage import Run, RunStore, step_name
 from workers.actor import evaluator_actor
 
@@ -45,6 +45,10 @@ class Scorer:
 
     def __init__(self, job: JobConfig, run: Run) -> None:
         self._job, self._run = job, run
+        self.num_failures = 0
+        """Attempts that failed."""
+        self.headlines: dict[str, float] = {}
+        """Newest score by metric."""
         self._steps: queue.Queue[int | None] = queue.Queue()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._actor: Any = None
@@ -85,6 +89,7 @@ class Scorer:
                 except Exception as error:  # scoring is a guest here: whatever it does, training goes on
                     if self._closed:
                         return
+                    self.num_failures += 1
                     again = "trying again" if attempt + 1 < ATTEMPTS else "giving up"
                     self._messages.put(f"scoring step {step} failed ({_cause(error)}); {again}")
                     self._end_actor()
@@ -103,6 +108,7 @@ class Scorer:
         folder = step_name(step)
         for name, document in found["scores"].items():
             self._run.write_json(f"evaluations/{folder}/{name}.json", document)
+            self.headlines[name] = headline(document)
         self._run.write_bytes(ema_grid_key(step), found["grid_png"])
 
 

@@ -71,9 +71,9 @@ class Jobs:
     def __init__(self, address: str | None = None, say: Callable[[str], None] = lambda _: None) -> None:
         """`say` hears of a Ray that differs in its patch level. Raises ClusterError: no answer, no token, other Ray."""
         self.address = dashboard_address(address)
-        logging.getLogger("ray").setLevel(logging.WARNING)
         with _one_line(self.address):
             self._client = JobSubmissionClient(self.address)
+            logging.getLogger("ray").setLevel(logging.WARNING)  # the client has set it to INFO: a line for each upload
             theirs = self._client._server_ray_version or ""  # pyright: ignore[reportAttributeAccessIssue]
         compare_versions(ray.__version__, theirs, say)
 
