@@ -65,16 +65,27 @@ boto3.client("s3", endpoint_url=sys.argv[1], region_name="us-east-1").create_buc
 }
 
 start_ray() {
-  local ports
-  read -r -a ports < <(free_ports 6)
-  # The same flags as in deploy/kuberay and deploy/compose, plus ports and folders of its own.
-  run ray ray start --head --block --disable-usage-stats --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" \
-    --node-ip-address=127.0.0.1 --port="${ports[0]}" --ray-client-server-port="${ports[1]}" \
-    --dashboard-agent-listen-port="${ports[2]}" --dashboard-agent-grpc-port="${ports[3]}" \
-    --metrics-export-port="${ports[4]}" --runtime-env-agent-port="${ports[5]}" \
-    --num-cpus="${NUM_CPUS:-2}" --object-store-memory=200000000 --temp-dir="$DIR/r"
-  wait_for 240 env RAY_ADDRESS="http://127.0.0.1:$DASHBOARD_PORT" ray job list ||
-    fail "the Ray head does not answer; see $DIR/log/ray.log"
+  local ports attempt
+  for attempt in 1 2 3; do # on a busy machine Ray may give up on itself after 30 s
+    read -r -a ports < <(free_ports 6)
+    # The flags of deploy/compose, and ports and folders of its own.
+    run ray ray start --head --block --disable-usage-stats --dashboard-host=127.0.0.1 \
+      --dashboard-port="$DASHBOARD_PORT" --node-ip-address=127.0.0.1 --port="${ports[0]}" \
+      --ray-client-server-port="${ports[1]}" --dashboard-agent-listen-port="${ports[2]}" \
+      --dashboard-agent-grpc-port="${ports[3]}" --metrics-export-port="${ports[4]}" \
+      --runtime-env-agent-port="${ports[5]}" --num-cpus="${NUM_CPUS:-2}" --object-store-memory=200000000 \
+      --temp-dir="$DIR/r"
+    wait_for 120 ray_has_decided || true
+    if grep -q 'block forever' "$DIR/log/ray.log"; then
+      wait_for 120 env RAY_ADDRESS="http://127.0.0.1:$DASHBOARD_PORT" ray job list && return
+    fi
+    stop_ours
+  done
+  fail "the Ray head does not start; see $DIR/log/ray.log"
+}
+
+ray_has_decided() {
+  grep -q 'block forever' "$DIR/log/ray.log" || ! kill -0 "$(cat "$DIR/run/ray.pid")"
 }
 
 start_prometheus() {
@@ -113,8 +124,8 @@ start() {
   # shellcheck source=/dev/null
   . "$DIR/env"
   start_s3
-  start_prometheus
   start_ray
+  start_prometheus
 }
 
 # Ray's own processes and Prometheus, by the folder in an option of theirs. Workers and jobs end with their raylet.
@@ -131,10 +142,14 @@ none_left() {
   [ -z "$(ours)" ]
 }
 
-stop() {
+stop_ours() {
   local pid
   for pid in $(ours); do kill -TERM "$pid" 2>/dev/null || true; done
   wait_for 20 none_left || for pid in $(ours); do kill -KILL "$pid" 2>/dev/null || true; done
+}
+
+stop() {
+  stop_ours
   "$ROOT/tests/s3/start_rgw.sh" stop "$DIR/s3"
 }
 
