@@ -158,7 +158,9 @@ def worker_resources(job: JobConfig) -> dict[str, float]:
 
 def is_shared() -> bool:
     """Whether this Ray was there before this process, and stays: one that ends with us nobody watches from outside."""
-    node = ray._private.worker._global_node  # pyright: ignore[reportAttributeAccessIssue]
+    from ray._private import worker
+
+    node = worker._global_node
     return node is not None and not node.head
 
 

@@ -99,7 +99,9 @@ class _ExporterActor(Exporter):
     """The exporter beside Ray's own service-discovery file."""
 
     def __init__(self) -> None:
-        node = ray._private.worker._global_node  # pyright: ignore[reportAttributeAccessIssue]
+        from ray._private import worker
+
+        node: Any = worker._global_node
         super().__init__(
             node.get_temp_dir_path(), int(os.environ.get(PORT_VARIABLE) or 0), seen_as=ray.util.get_node_ip_address()
         )

@@ -40,7 +40,8 @@ def command(service: str, ports: dict[str, int], folder: str) -> list[str]:
     changed = [f"{name}={own[name]}" if (name := word.partition("=")[0]) in own else word for word in words[1:]]
     more = ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
     more += [f"--dashboard-agent-listen-port={ports[f'{service} agent']}"]
-    more += [f"--temp-dir={folder}", "--ray-client-server-port=0"] if service == "head" else []
+    more += [f"--ray-client-server-port={ports['client']}"] if service == "head" else []
+    more += [f"--temp-dir={folder}"] if service == "head" else []
     return [str(BIN / "ray"), *changed, *more]
 
 
@@ -61,7 +62,7 @@ def folder() -> Iterator[Path]:
 
 def test_head_and_worker_of_the_compose_file_are_one_cluster_for_who_has_the_token(folder: Path):
     (folder / "token").write_text("0123456789abcdef" * 4)
-    ports = free_ports("gcs", "dashboard", "head metrics", "worker metrics", "head agent", "worker agent")
+    ports = free_ports("gcs", "dashboard", "head metrics", "worker metrics", "head agent", "worker agent", "client")
     environment = os.environ | {
         "RAY_AUTH_MODE": SERVICES["head"]["environment"]["RAY_AUTH_MODE"],
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),

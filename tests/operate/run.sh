@@ -17,13 +17,17 @@ sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*(s.getsockname()[1] for s in sockets))')
 export DASHBOARD_PORT PROMETHEUS_PORT S3_PORT
 DIR=$(mktemp -u /tmp/ebm-XXXXXX)
+left() {
+  grep -lsaF "$DIR/token" /proc/[0-9]*/environ
+}
 cleanup() {
   local status=$?
   trap - EXIT INT TERM HUP
   [ -z "${TESTS:-}" ] || kill -TERM "$TESTS" 2>/dev/null && wait "$TESTS" || true
   if [ -d "$DIR" ]; then
     deploy/local/cluster.sh stop "$DIR"
-    if grep -lsaF "$DIR/token" /proc/[0-9]*/environ | grep -v "/$$/"; then
+    for _ in {1..60}; do left || break; sleep 0.5; done # workers end by themselves when their raylet has
+    if left; then
       echo "run.sh: these processes outlived the cluster in $DIR" >&2
       status=1
     fi

@@ -16,7 +16,11 @@ from orchestrator import runs
 from orchestrator.storage import RunStore
 from tests.cluster.test_train_job import TINY
 
-pytestmark = [pytest.mark.operate, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
+pytestmark = [
+    pytest.mark.operate,
+    pytest.mark.timeout(900),  # three jobs; each has taken minutes on a machine that had much else to do
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"),
+]
 
 STORAGE = "s3://runs/here"
 ENDLESS = [*TINY, "train.num_steps=1000000", "checkpoint.every=900000"]
@@ -24,13 +28,13 @@ ENDLESS = [*TINY, "train.num_steps=1000000", "checkpoint.every=900000"]
 
 def ebm(*words: str, status: int = 0, command: str = "ebm") -> str:
     """The output of a command, which must end with this status; what else it said is shown when it does not."""
-    answer = subprocess.run([command, *words], capture_output=True, text=True, timeout=240, check=False)
+    answer = subprocess.run([command, *words], capture_output=True, text=True, timeout=400, check=False)
     assert answer.returncode == status, f"{words}: {answer.returncode}\n{answer.stdout}\n{answer.stderr}"
     assert "Traceback" not in answer.stderr
     return answer.stdout
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 150.0) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 300.0) -> Any:
     """What the call returns once that is true."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
@@ -82,7 +86,7 @@ def test_stop_stores_a_checkpoint_within_a_minute_and_takes_the_values_away(job:
     assert f"stopped at step {step} of" in ebm("logs", "endless")
     assert [launch["job"] for launch in runs.launches(run)] == [job]
     assert "is over already" in ebm("stop", "endless")
-    wait_for(lambda: not query('ebm_step{run="endless"}'), 60)
+    wait_for(lambda: not query('ebm_step{run="endless"}'))
 
 
 def test_a_stopped_run_resumes_as_a_job_and_its_end_is_the_exit_status_of_follow(job: str):
@@ -96,7 +100,7 @@ def test_a_stopped_run_resumes_as_a_job_and_its_end_is_the_exit_status_of_follow
 
 def test_a_job_that_fails_says_why_and_hands_its_status_on(job: str):
     words = ["resume", "nothing", "--storage", STORAGE, "--address", address()]
-    answer = subprocess.run(["ebm", *words, "-f"], capture_output=True, text=True, timeout=240, check=False)
+    answer = subprocess.run(["ebm", *words, "-f"], capture_output=True, text=True, timeout=400, check=False)
     assert answer.returncode == 2
     assert "ebm: run 'nothing' is not in s3://runs/here" in answer.stderr
 
