@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo test test-s3 test-operate up down check bench bench-check clean
+.PHONY: demo test test-s3 test-prometheus test-operate up down check bench bench-check clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -26,15 +26,19 @@ demo: $(VENV)/installed
 
 # The whole suite. It fails if fewer tests are collected than tests/floor.txt says.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not operate" --floor $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not prometheus and not operate" --floor $(TEST_ARGS)
 
 # The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
 test-s3: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python bash tests/s3/run.sh
 
+# The scrape configuration, alert rules and dashboard on a real Prometheus server (Debian's package).
+test-prometheus: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python bash tests/operate/run.sh prometheus
+
 # Submit, watch, stop and resume on a real cluster with token, S3 server and Prometheus, started and stopped here.
 test-operate: $(VENV)/installed-dev
-	PYTHON=$(BIN)/python bash tests/operate/run.sh
+	PYTHON=$(BIN)/python bash tests/operate/run.sh cluster
 
 # That cluster to play with, and one job on it; `make down` ends all of it. DIR=/tmp/other DASHBOARD_PORT=... for more.
 up: $(VENV)/installed
