@@ -60,49 +60,67 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+class Nodes:
+    """The nodes of one cluster, ended with the block."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._folder, self._environment = folder, environment
+        self._ports = free_ports(
+            "gcs", "dashboard", "head metrics", "worker metrics", "head agent", "worker agent", "client"
+        )
+        self.address = f"127.0.0.1:{self._ports['gcs']}"
+        self._running: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "Nodes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in reversed(self._running):
+            node.send_signal(signal.SIGTERM)
+        for node in reversed(self._running):
+            node.wait(timeout=60)
+
+    def start(self, service: str) -> None:
+        """Start a node and wait until it is part of the cluster. Ray gives up on itself after 30 s: three attempts."""
+        said = ""
+        for attempt in range(3):
+            log = self._folder / f"{service}-{attempt}.log"
+            words = command(service, self._ports, str(self._folder / "r"))
+            with log.open("w") as out:
+                node = subprocess.Popen(
+                    words, env=self._environment, stdout=out, stderr=out, start_new_session=True, text=True
+                )
+            deadline = time.monotonic() + 90
+            while node.poll() is None and time.monotonic() < deadline:
+                if "block forever" in log.read_text():
+                    self._running.append(node)
+                    return
+                time.sleep(0.3)
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+            said = log.read_text()
+        raise AssertionError(said)
+
+
+@pytest.mark.timeout(600)
 def test_head_and_worker_of_the_compose_file_are_one_cluster_for_who_has_the_token(folder: Path):
     (folder / "token").write_text("0123456789abcdef" * 4)
-    ports = free_ports("gcs", "dashboard", "head metrics", "worker metrics", "head agent", "worker agent", "client")
-    environment = os.environ | {
-        "RAY_AUTH_MODE": SERVICES["head"]["environment"]["RAY_AUTH_MODE"],
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_ADDRESS": f"127.0.0.1:{ports['gcs']}",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    }
-    nodes: list[subprocess.Popen] = []
-
-    def start(service: str) -> None:
-        own = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-        with (folder / f"{service}.log").open("w") as log:
-            words = command(service, ports, str(folder / "r"))
-            nodes.append(subprocess.Popen(words, env=own, stdout=log, stderr=log, start_new_session=True))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_AUTH_MODE"] = SERVICES["head"]["environment"]["RAY_AUTH_MODE"]
+    environment["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
+    environment["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
 
     def ask(**changes: str) -> subprocess.CompletedProcess[str]:
+        own = environment | {"RAY_ADDRESS": nodes.address} | changes
         words = [sys.executable, "-c", COUNT]
-        own = environment | changes
         return subprocess.run(words, env=own, capture_output=True, text=True, timeout=100, check=False)
 
-    try:
-        start("head")
-        wait_for_words(folder / "head.log", nodes[0])
-        start("worker")
-        wait_for_words(folder / "worker.log", nodes[1])
+    with Nodes(folder, environment) as nodes:
+        nodes.start("head")
+        nodes.start("worker")
         answer = ask()
         assert answer.stdout.split() == ["2", "3"], answer.stderr  # one CPU of the head, two of the worker
         (folder / "other").write_text("f" * 64)
         stranger = ask(RAY_AUTH_TOKEN_PATH=str(folder / "other"))
         assert stranger.returncode != 0
         assert stranger.stdout == ""
-    finally:
-        for node in reversed(nodes):
-            node.send_signal(signal.SIGTERM)
-        for node in reversed(nodes):
-            node.wait(timeout=60)
-
-
-def wait_for_words(log: Path, node: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while "block forever" not in log.read_text():
-        assert node.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.3)
