@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo sweep test test-s3 test-browser check bench bench-check bench-catalog sweep-kills clean
+DIR ?= /tmp/ebm-local
+
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate up down check bench bench-check bench-catalog sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -28,7 +30,7 @@ sweep: $(VENV)/installed
 
 # The whole suite. It fails if fewer tests are collected than tests/floor.txt says.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not browser" --floor $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not browser and not prometheus and not operate" --floor $(TEST_ARGS)
 
 # The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
 test-s3: $(VENV)/installed-dev
@@ -37,6 +39,25 @@ test-s3: $(VENV)/installed-dev
 # The pages of `ebm report` in headless Chromium (Debian's package, installed here where it is missing).
 test-browser: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python bash tests/browser/run.sh
+
+# The scrape configuration, alert rules and dashboard on a real Prometheus server (Debian's package).
+test-prometheus: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python bash tests/operate/run.sh prometheus
+
+# Submit, watch, stop and resume on a real cluster with token, S3 server and Prometheus, started and stopped here.
+test-operate: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python bash tests/operate/run.sh cluster
+
+# That cluster to play with, and one job on it; `make down` ends all of it. DIR=/tmp/other DASHBOARD_PORT=... for more.
+up: $(VENV)/installed
+	BIN=$(abspath $(BIN)) deploy/local/cluster.sh start $(DIR)
+	. $(DIR)/env && PATH=$(abspath $(BIN)):$$PATH ebm submit train digits name=first storage=s3://runs/here
+	@echo "the rest of it, once you have typed:  . $(DIR)/env"
+	@echo "  ebm jobs;  ebm logs first -f;  ebm stop first;  Prometheus is at \$$PROMETHEUS_URL"
+
+down:
+	BIN=$(abspath $(BIN)) deploy/local/cluster.sh stop $(DIR)
+	rm -rf $(DIR)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

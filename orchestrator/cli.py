@@ -8,8 +8,17 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator import cli_compose, cli_evaluate, cli_report, cli_runs, cli_sweep, cli_weights
-from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, open_console, print_table
+from orchestrator import (
+    cli_compose,
+    cli_evaluate,
+    cli_jobs,
+    cli_metrics,
+    cli_report,
+    cli_runs,
+    cli_sweep,
+    cli_weights,
+)
+from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, show_result
 
 app = typer.Typer(
     name="ebm",
@@ -22,12 +31,16 @@ app = typer.Typer(
 data_app = typer.Typer(help="Get data sets, and check the files of one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cli_runs.app, name="runs")
+app.add_typer(cli_metrics.metrics_app, name="metrics")
 app.command()(cli_evaluate.evaluate)
 data_app.command()(cli_weights.inception)
 data_app.command()(cli_weights.mobilenet)
 app.command()(cli_compose.compose)
 app.command()(cli_sweep.sweep)
 app.command()(cli_report.report)
+app.command(context_settings={"ignore_unknown_options": True})(cli_jobs.submit)
+for command in (cli_jobs.jobs, cli_jobs.logs, cli_jobs.stop, cli_jobs.resume, cli_jobs.clone):
+    app.command()(command)
 
 
 @app.command()
@@ -43,31 +56,12 @@ def train(preset: Preset, settings: Settings = None, address: Address = None) ->
     from orchestrator.train_job import run_training
 
     result = run_training(job, prefix=preset, address=address, display=open_display(job.train.num_steps))
-    _show_result(result)
+    show_result(result)
     if result.stopped_by is not None:
         again = " ".join(word for word in settings or [] if not word.startswith("name="))
         print(f"stopped at step {result.step} of {result.num_steps}; go on with:", file=sys.stderr)
         print(f"  ebm train {preset} name={result.name} {again}".rstrip(), file=sys.stderr)
         raise typer.Exit(128 + result.stopped_by)
-
-
-def _show_result(result: Any) -> None:
-    from orchestrator.runs import score_rows
-
-    console = open_console()
-    if result.already_finished:
-        console.print(f"run {result.name} is finished: it has all {result.num_steps} steps", markup=False)
-    console.print(f"run   {result.uri}", markup=False, soft_wrap=True)
-    if result.grid:
-        console.print(f"grid  {result.uri}/{result.grid}", markup=False, soft_wrap=True)
-    if result.page:
-        console.print(f"page  {result.uri}/{result.page}", markup=False, soft_wrap=True)
-    if result.scores:
-        rows = (
-            (row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))
-            for row in score_rows(result.scores)
-        )
-        print_table(f"scores at step {result.step}", ("score", "samples", "real, held out", "noise"), rows)
 
 
 @app.command()

@@ -42,3 +42,23 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for row in rows:
         table.add_row(*row)
     open_console().print(table)
+
+
+def show_result(result: Any) -> None:
+    """What a RunResult left behind: where, its grid, its page, its scores."""
+    from orchestrator.runs import score_rows
+
+    console = open_console()
+    if result.already_finished:
+        console.print(f"run {result.name} is finished: it has all {result.num_steps} steps", markup=False)
+    console.print(f"run   {result.uri}", markup=False, soft_wrap=True)
+    if result.grid:
+        console.print(f"grid  {result.uri}/{result.grid}", markup=False, soft_wrap=True)
+    if result.page:
+        console.print(f"page  {result.uri}/{result.page}", markup=False, soft_wrap=True)
+    if result.scores:
+        rows = (
+            (row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))
+            for row in score_rows(result.scores)
+        )
+        print_table(f"scores at step {result.step}", ("score", "samples", "real, held out", "noise"), rows)

@@ -64,7 +64,7 @@ def _find_address(named: str | None) -> str | None:
     try:
         found = services.canonicalize_bootstrap_address(named or cast(str, None))  # None: look for one
     except (ConnectionError, ValueError) as why:
-        raise ClusterError(f"--address {named}: {_first_line(why)}") from None
+        raise ClusterError(f"--address {named}: {first_line(why)}") from None
     if found is None or "://" in found or _answers(found):
         return found
     if named is None:
@@ -87,7 +87,7 @@ def _init(**kwargs: Any) -> None:
         with _interrupts_wait():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **kwargs)
     except Exception as why:  # a machine too busy to start it in time gets Ray's bare Exception
-        raise ClusterError(f"Ray could not be reached or started: {_first_line(why)}") from None
+        raise ClusterError(f"Ray could not be reached or started: {first_line(why)}") from None
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -115,7 +115,7 @@ def _interrupts_wait() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _first_line(why: BaseException) -> str:
+def first_line(why: BaseException) -> str:
     lines = [line.strip() for line in str(why).splitlines() if line.strip()]
     return lines[0] if lines else type(why).__name__
 
@@ -156,6 +156,14 @@ def worker_resources(job: JobConfig) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}
 
 
+def is_shared() -> bool:
+    """Whether this Ray was there before this process, and stays: one that ends with us nobody watches from outside."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is not None and not node.head
+
+
 def free_cpus() -> float:
     """CPUs that nobody has reserved now."""
     return ray.available_resources().get("CPU", 0.0)
@@ -181,7 +189,8 @@ class Mailbox:
         self._stop = False
 
     def post(self, kind: str, payload: Any) -> None:
-        """Leave a message; kinds are `started`, `row`, `note`, `checkpoint` and `error`."""
+        """Leave a message; kinds are `started`, `row`, `note`, `checkpoint`, `checkpoint_duration`
+        and `error`."""
         self._messages.append((kind, payload))
 
     def drain(self) -> list[tuple[str, Any]]:
@@ -209,5 +218,5 @@ def open_mailbox() -> Any:
     except RayActorError as why:
         if "No module named" in str(why):
             raise ClusterError("this Ray's nodes lack confab-ebm: install it on each and restart Ray") from None
-        raise ClusterError(f"this Ray cannot run our actors: {_first_line(why)}") from None
+        raise ClusterError(f"this Ray cannot run our actors: {first_line(why)}") from None
     return mailbox

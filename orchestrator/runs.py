@@ -70,11 +70,15 @@ def create_numbered(store: RunStore, job: JobConfig, prefix: str, origin: Origin
 def update(run: Run, job: JobConfig, origin: Origin) -> None:
     """Store the settings that a resumed run goes on with, and add the launch to its provenance."""
     run.write_config(to_tree(job))
+    run.write_json(PROVENANCE, {"launches": [*launches(run), origin]})
+
+
+def launches(run: Run) -> list[Origin]:
+    """Every launch of the run, oldest first; none if the job was killed before it wrote the first."""
     try:
-        before = run.read_json(PROVENANCE)["launches"]
+        return list(run.read_json(PROVENANCE)["launches"])
     except (ObjectMissing, KeyError, TypeError):
-        before = []  # killed before it was written
-    run.write_json(PROVENANCE, {"launches": [*before, origin]})
+        return []
 
 
 def read_metrics(run: Run) -> pa.Table:
@@ -115,12 +119,23 @@ def provenance(job: JobConfig) -> Origin:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [without_secrets(word) for word in sys.argv],
+        "job": submission_id(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: package_version(name) for name in packages},
         "hardware": _hardware(),
         "data": {"name": job.data.name, "fingerprint": load(job.data, "train").fingerprint()},
     }
+
+
+def submission_id() -> str | None:
+    """Id of the Ray job that this process is the command of; None outside of a job."""
+    try:
+        return (
+            json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")).get("metadata", {}).get("job_submission_id")
+        )
+    except (ValueError, AttributeError):
+        return None
 
 
 def without_secrets(word: str) -> str:
@@ -194,7 +209,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
     return rows
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

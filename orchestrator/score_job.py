@@ -16,7 +16,7 @@ from orchestrator.evaluate import new_actor, results_folder, score, store_result
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool
 from orchestrator.request import EvaluationRequest
-from orchestrator.runs import ema_grid_key
+from orchestrator.runs import ema_grid_key, headline
 from orchestrator.storage import Run, step_name
 from orchestrator.study import Asked
 from workers.weights import Weights
@@ -55,6 +55,10 @@ class Scorer:
     def __init__(self, job: JobConfig, run: Run, weights: Weights | None = None) -> None:
         """Begins with the stored checkpoints that an earlier job has left without scores."""
         self._job, self._run, self._weights = job, run, weights or Weights.default()
+        self.num_failures = 0
+        """Attempts that failed."""
+        self.headlines: dict[str, float] = {}
+        """Newest score by metric."""
         self._offered: set[int] = set()
         self._steps: queue.Queue[int | None] = queue.Queue()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -119,6 +123,7 @@ class Scorer:
         except (EbmError, RayError):
             pass  # a store or a Ray that does not answer: the attempts count
         last = attempt + 1 == ATTEMPTS
+        self.num_failures += 1
         self._messages.put(f"scoring step {step} failed ({_cause(error)}); {'giving up' if last else 'trying again'}")
         return last
 
@@ -142,6 +147,7 @@ class Scorer:
         grid = pool.run({0: (step, "grid_png", evaluation.grid_count, seed)})[0]
         store_results(self._run, request, step, found)
         self._run.write_bytes(ema_grid_key(step), grid)
+        self.headlines |= {name: headline(document) for name, document in found.items()}
         self._scored.put((step, found))
 
 

@@ -42,11 +42,26 @@ METRIC_NAMES: dict[str, MetricName] = {
     "buffer_fill": MetricName("share of the buffer's slots in use", "fraction"),
     "buffer_age": MetricName("mean age of the past samples that Eq. 7 measures against", "steps"),
     "running_gap": MetricName("l2_weight times the running mean of the energy gap; -1 is collapse (Fig. 9)", ""),
+    "device_memory": MetricName("most memory that rank 0 has held: of its GPU, else of its process", "bytes"),
     "time": MetricName("wall clock when the row was made, since 1970", "s"),
     "steps_per_s": MetricName("training steps per second since the row before", "1/s"),
 }
 
-WALL_CLOCK: tuple[str, ...] = ("time", "steps_per_s")
+RUN_METRICS: dict[str, MetricName] = {
+    "step": MetricName("number of the last step that was logged", ""),
+    "target": MetricName("train.num_steps", "steps"),
+    "row_age": MetricName("time since the last logged step, or since the start", "s"),
+    "report_age": MetricName("time since the run's driver was heard of", "s"),
+    "checkpoint_age": MetricName("time since the last committed checkpoint, or since the start", "s"),
+    "checkpoint_duration": MetricName("what storing the last checkpoint took", "s"),
+    "score": MetricName("headline of an evaluation metric at the last scored checkpoint", ""),
+    "evaluation_failures": MetricName("attempts to score a checkpoint that failed", "total"),
+    "restarts": MetricName("restarts of the workers after a failure", "total"),
+    "diverged": MetricName("1 when training has left the stable region", ""),
+}
+"""What a run exports to Prometheus beside its last row; `metrics.py` makes the names there."""
+
+WALL_CLOCK: tuple[str, ...] = ("device_memory", "time", "steps_per_s")
 """Columns that a resumed run does not repeat."""
 
 SHOWN: tuple[str, ...] = ("energy_gap", "loss", "cd", "opt", "entropy", "l2", "grad_norm")

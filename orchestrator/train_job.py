@@ -21,10 +21,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ebm_core.config import to_tree
 from ebm_core.data import check_files, num_conditions
-from ebm_core.errors import EbmError
+from ebm_core.errors import DivergenceError, EbmError
 from orchestrator import catalog, cluster, runs
 from orchestrator.config import JobConfig, check_resumable
 from orchestrator.evaluate import check_weights
+from orchestrator.exporter import Link
+from orchestrator.metrics import Meter
 from orchestrator.progress import Display, Silent
 from orchestrator.score_job import Scorer, unscored
 from orchestrator.storage import Run, RunStore, StorageError
@@ -183,6 +185,8 @@ class _Supervisor:
         """Train, score, and say what there is. Raises the EbmError of a worker, or TrainingError."""
         self._mailbox = cluster.open_mailbox()
         self._scorer = Scorer(self._job, self._run)
+        link = Link(self._display.note) if cluster.is_shared() else None
+        self._meter = Meter(self._run.name, self._job.train.num_steps, link)
         try:
             with self._signals():
                 self._say_waiting(resources)
@@ -190,6 +194,7 @@ class _Supervisor:
                 self._finish_scoring()
         finally:
             self._display.close()
+            self._meter.close(diverged=isinstance(self._error, DivergenceError))
             with contextlib.suppress(RayError):  # gone already
                 self._scorer.close()
                 ray.kill(self._mailbox)
@@ -209,6 +214,7 @@ class _Supervisor:
             if again or self._signal is not None or failures == self._job.cluster.max_failures:
                 times = "once" if failures == 0 else f"{failures + 1} times"
                 raise TrainingError(f"training of {self._run.name} failed {times}, the last time by {failure}")
+            self._meter.set("restarts", failures + 1)
             self._display.note(f"lost a worker ({failure}); restarting from the newest checkpoint")
             time.sleep(min(0.5 * 2**failures, 15.0))
 
@@ -272,11 +278,16 @@ class _Supervisor:
         for kind, payload in ray.get(self._mailbox.drain.remote()):
             if kind == "row":
                 self._display.row(payload)
+                self._meter.row(payload)
             elif kind == "checkpoint":
                 self._step = payload
                 self._scorer.offer(payload)
+                self._meter.checkpoint()
+            elif kind == "checkpoint_duration":
+                self._meter.set(kind, payload)
             elif kind == "started":
                 self._step = payload
+                self._meter.started(payload)
             elif kind == "note":
                 self._display.note(payload)
             elif kind == "error" and self._error is None:
@@ -285,6 +296,9 @@ class _Supervisor:
             self._display.note(message)
         for step, documents in self._scorer.scored():
             self._watcher.scored(step, documents)
+        self._meter.set("evaluation_failures", self._scorer.num_failures)
+        self._meter.scores(self._scorer.headlines)
+        self._meter.tick()
         if self._signal is None and self._watcher.stop_requested():
             self._ask_to_stop(signal.SIGTERM)
 

@@ -1,5 +1,6 @@
 """What each Ray Train worker runs: an adapter between the store, the data and `train_step`. No mathematics here."""
 
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -102,7 +103,7 @@ def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
         ):
             sync = average_gradients if group.size > 1 else None
             terms = train_step(state, x_data, cfg, sync, condition)
-            loop.log(state.step, terms)
+            loop.log(state.step, terms, state.device)
             last = state.step == cfg.train.num_steps
             stop = loop.stop_requested()
             if last or stop or state.step % job.checkpoint.every == 0:
@@ -147,10 +148,11 @@ class Loop:
         """Tell the driver of something odd that stops nothing."""
         self.mailbox.post.remote("note", text)
 
-    def log(self, step: int, terms: dict[str, float]) -> None:
+    def log(self, step: int, terms: dict[str, float], device: torch.device) -> None:
         """Keep a row and send it to the driver (rank 0; the terms are means over the workers already)."""
         if self.group.rank == 0 and telemetry.is_logged(step, self.cfg.train.log_every):
-            self.mailbox.post.remote("row", self.recorder.add(step, terms))
+            row = self.recorder.add(step, {**terms, "device_memory": peak_bytes(device)})
+            self.mailbox.post.remote("row", row)
 
     def stop_requested(self) -> bool:
         """Whether the driver wants to stop: asked by rank 0 now and then, agreed on by all ranks."""
@@ -162,6 +164,7 @@ class Loop:
 
     def save(self, state: TrainState) -> None:
         """Store the metrics, then the checkpoint: each rank its shards, rank 0 what is shared, and the commit."""
+        started = time.monotonic()
         self.flush_metrics()
         attempt = self.group.from_first(self.run.new_attempt() if self.group.rank == 0 else None)
         with tempfile.TemporaryDirectory(prefix="ebm-save-") as temp:
@@ -175,6 +178,7 @@ class Loop:
             self.run.write_bytes(f"samples/{step_name(state.step)}.png", self.chain_grid(state))
             self.run.commit(state.step, attempt, manifest_bytes(gathered, state.step))
             self.run.retain(self.job.checkpoint.keep, self.warn)
+            self.mailbox.post.remote("checkpoint_duration", time.monotonic() - started)
             ray.get(self.mailbox.post.remote("checkpoint", state.step))
         ray.train.report({"step": state.step})  # a barrier over the ranks
 
@@ -196,6 +200,13 @@ class Loop:
         rows = self.recorder.take()
         if rows:
             self.run.write_bytes(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
+
+
+def peak_bytes(device: torch.device) -> float:
+    """Most memory that this process has held: of its GPU, or of the machine when it has none."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0  # Linux counts in KiB
 
 
 def write_own_files(state: TrainState, cfg: TrainConfig, folder: Path, group: Group) -> list[str]:

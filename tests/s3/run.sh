@@ -39,7 +39,9 @@ DIR=$(mktemp -d "${TMPDIR:-/tmp}/rgw-XXXXXX")
 cleanup() {
   local status=$?
   trap - EXIT INT TERM HUP
-  [ -z "${TESTS:-}" ] || kill -TERM "$TESTS" 2>/dev/null && wait "$TESTS" || true
+  if [ -n "${TESTS:-}" ]; then
+    kill -TERM "$TESTS" 2>/dev/null && wait "$TESTS" || true
+  fi
   "$HERE/start_rgw.sh" stop "$DIR" || true
   rm -rf "$DIR"
   exit "$status"

@@ -1,0 +1,103 @@
+"""What a person wants of a job, checked before it travels: its command, its run's name, the settings behind it."""
+
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ebm_core.config import to_tree
+from ebm_core.errors import ConfigError
+from orchestrator import runs
+from orchestrator.config import JobConfig, job_preset, override, parse
+from orchestrator.sample import open_run
+from orchestrator.storage import RunStore, require_run_name
+from orchestrator.submit import Job
+
+NEEDS_FILES = "nodes of the cluster look for it elsewhere; name a folder that each of them sees, from the root"
+
+
+def check_words(words: Sequence[str]) -> tuple[str, list[str], dict[str, Any] | None]:
+    """(name of the run, words for the cluster, resolved settings or None) of `ebm WORDS` as a job.
+
+    Raises ConfigError for what would fail there: unknown settings, a store that only this machine has.
+    """
+    from orchestrator.cli_jobs import COMMANDS
+
+    if not words or words[0] not in COMMANDS:
+        raise ConfigError(f"{(words or ['?'])[0]!r} cannot be submitted; known are {', '.join(COMMANDS)}")
+    if words[0] == "train":
+        return _check_train(list(words[1:]))
+    return _check_stored(list(words))
+
+
+def _check_train(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
+    """A run without a name gets one here, so that the person has it: the cluster's store may be out of reach."""
+    if not words:
+        raise ConfigError("submit train: name a preset, such as digits")
+    preset, *settings = words
+    job = override(job_preset(preset), settings)
+    if job.name is None:
+        job = replace(job, name=f"{preset}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+        settings.append(f"name={job.name}")
+    _require_shared("storage", job.storage)
+    if any(word.startswith("data.root=") for word in settings):
+        _require_shared("data.root", job.data.root)
+    return str(job.name), ["train", preset, *settings], to_tree(job)
+
+
+def _check_stored(words: list[str]) -> tuple[str, list[str], None]:
+    """A command about a stored run: evaluate, resume, clone."""
+    run = next((word for word in words[1:] if not word.startswith("-")), "")
+    where = run
+    if "/" not in run:
+        at = words.index("--storage") if "--storage" in words else -1
+        where = words[at + 1] if 0 < at < len(words) - 1 else "./runs"
+    _require_shared("storage", where)
+    name = run.partition("?")[0].rstrip("/").rpartition("/")[2]
+    if words[0] == "clone":
+        name = next((word.removeprefix("name=") for word in words if word.startswith("name=")), f"{name}-clone")
+    return require_run_name(name), words, None
+
+
+def _require_shared(path: str, place: str) -> None:
+    if "://" not in place and not place.startswith("/"):
+        raise ConfigError(f"{path} = {place!r}: {NEEDS_FILES}, or s3://BUCKET/PREFIX")
+
+
+def stored_job(where: str, storage: str) -> JobConfig:
+    """The settings of a stored run, with `storage` where it was found now."""
+    run = open_run(where, storage)
+    return replace(parse(run.read_config()), storage=run.store.uri, name=run.name)
+
+
+def resumed_job(where: str, storage: str, settings: Sequence[str]) -> JobConfig:
+    """The job that goes on with a run. Raises ConfigError for a change of its name."""
+    if any(word.startswith("name=") for word in settings):
+        raise ConfigError(f"resume {where}: keeps its name; `ebm clone {where} name=...` begins another run")
+    return override(stored_job(where, storage), settings)
+
+
+def cloned_job(where: str, storage: str, settings: Sequence[str]) -> tuple[JobConfig, str]:
+    """(the job of a new run with the settings of a stored one, how its name begins)."""
+    source = stored_job(where, storage)
+    job = override(replace(source, name=None), settings)
+    if job.name is not None and RunStore(job.storage).run(job.name).exists():
+        raise ConfigError(f"name = {job.name!r}: exists in {job.storage}; name the clone otherwise")
+    prefix, _, number = str(source.name).rpartition("-")
+    return job, prefix if number.isdigit() and prefix else str(source.name)
+
+
+def lost_jobs(storage: str, known: Collection[str]) -> list[Job]:
+    """Jobs that the runs of a store remember and the cluster does not: history ends with a head node."""
+    store = RunStore(storage)
+    found = []
+    for name in store.runs():
+        for launch in runs.launches(store.run(name)):
+            job = launch.get("job")
+            if not isinstance(job, str) or job in known:
+                continue
+            command = " ".join(["ebm", *map(str, launch.get("command", [])[1:])])
+            version = launch.get("packages", {}).get("confab-ebm")
+            found.append(Job(name, job, "LOST", launch.get("started"), None, version, command))
+    return sorted(found, key=lambda job: job.started or "", reverse=True)

@@ -1,0 +1,126 @@
+"""A head and a worker that are started by the commands of deploy/compose are one cluster, for who has the token."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
+
+SERVICES = yaml.safe_load((Path(__file__).parents[2] / "deploy/compose/compose.yaml").read_text())["services"]
+BIN = Path(sys.executable).parent
+COUNT = """
+import ray
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+nodes = [node for node in ray.nodes() if node["Alive"]]
+print(len(nodes), int(ray.cluster_resources()["CPU"]))
+"""
+
+
+def command(service: str, ports: dict[str, int], folder: str) -> list[str]:
+    """The service's command with other ports, on loopback; the options that it has stay, each of them."""
+    words = list(SERVICES[service]["command"])
+    assert words[:2] == ["ray", "start"]
+    own = {
+        "--port": f"{ports['gcs']}",
+        "--address": f"127.0.0.1:{ports['gcs']}",
+        "--dashboard-port": f"{ports['dashboard']}",
+        "--dashboard-host": "127.0.0.1",
+        "--metrics-export-port": f"{ports[f'{service} metrics']}",
+    }
+    changed = [f"{name}={own[name]}" if (name := word.partition("=")[0]) in own else word for word in words[1:]]
+    more = ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
+    more += [f"--dashboard-agent-listen-port={ports[f'{service} agent']}"]
+    more += [f"--ray-client-server-port={ports['client']}"] if service == "head" else []
+    more += [f"--temp-dir={folder}"] if service == "head" else []
+    return [str(BIN / "ray"), *changed, *more]
+
+
+def free_ports(*names: str) -> dict[str, int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
+    ports = {name: s.getsockname()[1] for name, s in zip(names, sockets, strict=True)}
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="two", dir="/tmp"))  # sockets have short names only
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Nodes:
+    """The nodes of one cluster, ended with the block."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._folder, self._environment = folder, environment
+        self._ports = free_ports(
+            "gcs", "dashboard", "head metrics", "worker metrics", "head agent", "worker agent", "client"
+        )
+        self.address = f"127.0.0.1:{self._ports['gcs']}"
+        self._running: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "Nodes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in reversed(self._running):
+            node.send_signal(signal.SIGTERM)
+        for node in reversed(self._running):
+            node.wait(timeout=60)
+
+    def start(self, service: str) -> None:
+        """Start a node and wait until it is part of the cluster. Ray gives up on itself after 30 s: three attempts."""
+        said = ""
+        for attempt in range(3):
+            log = self._folder / f"{service}-{attempt}.log"
+            words = command(service, self._ports, str(self._folder / "r"))
+            with log.open("w") as out:
+                node = subprocess.Popen(
+                    words, env=self._environment, stdout=out, stderr=out, start_new_session=True, text=True
+                )
+            deadline = time.monotonic() + 90
+            while node.poll() is None and time.monotonic() < deadline:
+                if "block forever" in log.read_text():
+                    self._running.append(node)
+                    return
+                time.sleep(0.3)
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+            said = log.read_text()
+        raise AssertionError(said)
+
+
+@pytest.mark.timeout(600)
+def test_head_and_worker_of_the_compose_file_are_one_cluster_for_who_has_the_token(folder: Path):
+    (folder / "token").write_text("0123456789abcdef" * 4)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_AUTH_MODE"] = SERVICES["head"]["environment"]["RAY_AUTH_MODE"]
+    environment["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
+    environment["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+
+    def ask(**changes: str) -> subprocess.CompletedProcess[str]:
+        own = environment | {"RAY_ADDRESS": nodes.address} | changes
+        words = [sys.executable, "-c", COUNT]
+        return subprocess.run(words, env=own, capture_output=True, text=True, timeout=100, check=False)
+
+    with Nodes(folder, environment) as nodes:
+        nodes.start("head")
+        nodes.start("worker")
+        answer = ask()
+        assert answer.stdout.split() == ["2", "3"], answer.stderr  # one CPU of the head, two of the worker
+        (folder / "other").write_text("f" * 64)
+        stranger = ask(RAY_AUTH_TOKEN_PATH=str(folder / "other"))
+        assert stranger.returncode != 0
+        assert stranger.stdout == ""
