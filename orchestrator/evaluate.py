@@ -46,7 +46,7 @@ def evaluate(
     """
     _check_names(request)
     run = open_run(where, storage)
-    trained = from_tree(DataConfig, run.read_config()["data"], "data")
+    trained = from_tree(DataConfig, run.read_config().get("data"), "data")
     for study in _studies(request).values():
         study.check(request, trained)
     step = _choose_step(run, step)
