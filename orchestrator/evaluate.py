@@ -54,7 +54,7 @@ def evaluate(
     check_names(request.metrics)
     check_request([name for name in request.metrics if name in METRICS], request.num_images)
     run = open_run(where, storage)
-    trained = from_tree(DataConfig, run.read_config()["data"], "data")
+    trained = from_tree(DataConfig, run.read_config().get("data"), "data")
     for study in _studies(request).values():
         study.check(request, trained)
     step = _choose_step(run, step)

@@ -192,7 +192,7 @@ class SetReader:
             raise DataError(f"{which.name}: images of {self.source.image_shape}, not {self.shape}")
         size = len(self.source)
         if size < 2:
-            raise DataError(f"{which.name}: {size} images are too few to score; give at least 2")
+            raise DataError(f"--ood {which.name}: {size} image(s) in it; a score needs at least 2")
         if which.protocol == "strict" or which.name == INSIDE:
             self.image_numbers, self._partners = _by_the_text(size, which.limit)
         else:

@@ -131,6 +131,11 @@ def test_steps_and_runs_that_are_not_there(tmp_path: Path):
         evaluate("tiny", request(), storage=str(tmp_path), step=9)
     with pytest.raises(ConfigError, match="there are tiny"):
         evaluate("other", request(), storage=str(tmp_path))
+    settings = run.read_config()
+    run.write_config({"name": "tiny"})
+    with pytest.raises(ConfigError, match="data = None: must be a section"):
+        evaluate("tiny", request(), storage=str(tmp_path))
+    run.write_config(settings)
     for info in list(run.list("checkpoints/")):
         run.store.objects.delete(f"tiny/{info.key}")
     with pytest.raises(CheckpointError, match="no checkpoint yet"):

@@ -18,7 +18,7 @@ from ebm_core.config import TrainConfig
 from ebm_core.data import load
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.trainer import init_state
-from orchestrator import study_ood
+from orchestrator import cli, study_ood
 from orchestrator.cli_options import print_table
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage import RunStore
@@ -163,3 +163,41 @@ def test_the_faulty_reader_is_shown_beside_the_sound_one(plain, monkeypatch):
     sets = study_ood.measure(asked(plain, **request))["sets"]
     assert list(sets) == ["cifar100", "cifar100_fault"]
     assert sets["cifar100"]["auroc"] != sets["cifar100_fault"]["auroc"]
+
+
+def test_the_command_names_weights_and_data_and_how_to_score_again(plain, tmp_path: Path, capsys, monkeypatch):
+    run = RunStore(str(tmp_path)).run("tiny")
+    document = study_ood.measure(asked(plain))
+    study_ood.store(run, FOLDER, document)
+    given = []
+
+    def score(where: str, request: EvaluationRequest, **_: object):
+        given.append((where, request))
+        return run, STEP, {"ood": document}
+
+    monkeypatch.setattr("orchestrator.evaluate.evaluate", score)
+    arguments = [
+        "evaluate",
+        "tiny",
+        "--metrics",
+        "ood",
+        "--ood",
+        "noise",
+        "--protocol",
+        "strict",
+        "--ood-images",
+        "120",
+    ]
+    monkeypatch.setattr("sys.argv", ["ebm", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    (where, request) = given[0]
+    assert (where, request.ood_sets, request.ood_images, request.protocol) == ("tiny", ("noise",), 120, "strict")
+    lines = capsys.readouterr().out.splitlines()
+    fingerprint = document["data_fingerprint"][:12]
+    assert lines[0] == f"run tiny, step 4, averaged weights 0123456789ab, data digits {fingerprint}"
+    command, file = lines[-1].rsplit(maxsplit=1)
+    assert command.endswith("python -m workers.ood")
+    ood.main([file])  # the path that is printed is the file's
+    assert json.loads(capsys.readouterr().out)["value"] == document["value"]
