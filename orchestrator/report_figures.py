@@ -18,6 +18,8 @@ from orchestrator.telemetry import METRIC_NAMES
 COLLAPSE = -1.0
 """Where l2_weight (E(data) - E(samples)) has its unwanted minimum (ebm_core/monitor.py)."""
 TABLE_ROWS = 12
+TABLE_CURVES = 12
+"""A chart of more curves has no table of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Figure:
 def figure(chart: Chart) -> Figure:
     """The chart drawn, with legend and table."""
     named = [(s.color or i % NUM_COLORS + 1, s.name, s.style) for i, s in enumerate(chart.series)]
-    positions = sorted({x for s in chart.series for x in s.x})
+    readable = chart.series if len(chart.series) <= TABLE_CURVES else []
+    positions = sorted({x for s in readable for x in s.x})
     chosen = [positions[i] for i in spread(range(len(positions)), TABLE_ROWS)]
     table = [(f"{x:.6g}", *(_at(s, x) for s in chart.series)) for x in chosen]
     return Figure(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,11 +95,12 @@ def picture(run: Run, key: str, alt: str, caption: str, budget: int) -> Picture 
 
 
 def fitted(image: Image.Image, budget: int) -> tuple[bytes, Image.Image]:
-    """The picture as WebP of at most `budget` bytes: first of lower quality, then smaller (not below 64 pixels)."""
+    """The picture as WebP of at most `budget` bytes, smaller where it must be (but not below 64 pixels)."""
     while True:
-        for quality in (90, 75, 55):
-            out = io.BytesIO()
-            image.save(out, format="WEBP", quality=quality)
-            if out.tell() <= budget or (quality == 55 and image.width <= 64):
-                return out.getvalue(), image
-        image = image.resize((max(64, image.width * 2 // 3), max(64, image.height * 2 // 3)), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, format="WEBP", quality=80, method=2)
+        if out.tell() <= budget or image.width <= 64:
+            return out.getvalue(), image
+        scale = min(0.9, 0.95 * math.sqrt(budget / out.tell()))  # bytes go with the area
+        size = (max(64, int(image.width * scale)), max(1, int(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
