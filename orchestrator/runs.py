@@ -205,7 +205,9 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
             for other, one in document["sets"].items():
                 rows.append((f"AUROC against {other}", one["auroc"], None, None))
         else:
-            rows.append((shown_name(name, document), *map(document.get, ("value", "heldout", "noise"))))
+            rows.append(
+                (shown_name(name, document), headline(document), document.get("heldout"), document.get("noise"))
+            )
     return rows
 
 
