@@ -191,7 +191,7 @@ def test_the_command_names_weights_and_data_and_how_to_score_again(plain, tmp_pa
     monkeypatch.setattr("sys.argv", ["ebm", *arguments])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    assert end.value.code == 0
+    assert not end.value.code
     (where, request) = given[0]
     assert (where, request.ood_sets, request.ood_images, request.protocol) == ("tiny", ("noise",), 120, "strict")
     lines = capsys.readouterr().out.splitlines()
