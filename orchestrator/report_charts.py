@@ -242,7 +242,7 @@ def _curve(series: Series, color: int, x: Axis, y: Axis, most: int) -> str:
         commands.append(f"{'L' if pen else 'M'}{x.at(px):.1f} {y.at(py):.1f}")
         pen = True
     dots = ""
-    if len(points) <= MAX_DOTS:
+    if len(points) <= MAX_DOTS and "many" not in series.style:
         dots = "".join(
             f'<circle cx="{x.at(px):.1f}" cy="{y.at(py):.1f}" r="3">'
             f"<title>{escape(series.name)}: {py:.4g} at {px:g}</title></circle>"

@@ -209,7 +209,7 @@ def gap_curves(sweep: SweepData) -> list[figures.Figure]:
 def pictures(sweep: SweepData) -> list[tuple[TrialData, Picture | None]]:
     """The newest samples of every trial, as planned; of the best MAX_GRIDS where there are more."""
     shown = sweep.trials if len(sweep.trials) <= MAX_GRIDS else sweep.ranked()[:MAX_GRIDS]
-    budget = IMAGE_BUDGET // max(len(shown), 1)
+    budget = IMAGE_BUDGET // 2 // max(len(shown), 1)  # tables and curves of many trials need room too
     return [(trial, last_grid(trial.run, budget) if trial.run else None) for trial in shown]
 
 
