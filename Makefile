@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-s3 check bench bench-check clean
+.PHONY: demo test test-s3 kills check bench bench-check clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -29,6 +29,11 @@ test: $(VENV)/installed-dev
 # The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
 test-s3: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python bash tests/s3/run.sh
+
+# 200 random kills of a job that only saves, in a folder, on moto and on Ceph RGW: about twenty minutes.
+kills: $(VENV)/installed-dev
+	CONFAB_KILLS=200 $(BIN)/python -m pytest -s --timeout 0 -k random tests/orchestrator/test_saving.py
+	CONFAB_KILLS=200 PYTHON=$(BIN)/python bash tests/s3/run.sh -s --timeout 0 -k random_kills
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

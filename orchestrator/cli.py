@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator import cli_evaluate
+from orchestrator import cli_evaluate, cli_storage
 from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, open_console, print_table
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Get data sets, and check the files of one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.command()(cli_evaluate.evaluate)
+cli_storage.register(app)
 
 
 @app.command()
