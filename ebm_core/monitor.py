@@ -45,7 +45,7 @@ class StabilityMonitor:
             raise DivergenceError(step, self.running_gap / self._unit, self._loop.gap_limit / self._unit, quantity)
 
     def drift_began(self, step: int) -> int:
-        """The earliest step that the judgement at `step` rests on; a checkpoint from before it knows nothing of a drift.
+        """The earliest step that the judgement at `step` rests on; a checkpoint from before it has seen no drift.
 
         The running mean has been low for `num_below` steps, and each mean looks back over `gap_window` steps. What is
         not finite or beyond `energy_limit` has no history in here: then the last `gap_window` steps are suspect.

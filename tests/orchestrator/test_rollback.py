@@ -52,10 +52,14 @@ def test_the_policy_ends_the_run_when_told_to_stop_and_when_nothing_is_left_from
 def test_the_drift_began_where_the_first_low_mean_looks_back_to():
     loop = LoopConfig(gap_window=10, gap_patience=20)
     monitor = StabilityMonitor(loop, LossConfig())
-    with pytest.raises(DivergenceError) as caught:
+
+    def train() -> None:
         for step in range(1, 1000):
             gap = -1.0 if step >= 101 else 0.0
             monitor.update(step, gap / 2, -gap / 2, 0.0, 1.0)
+
+    with pytest.raises(DivergenceError) as caught:
+        train()
     # The mean of ten first falls below -0.5 at step 106 (six of ten are -1) and looks back to step 97.
     assert caught.value.step == 106 + 20 - 1
     assert monitor.drift_began(caught.value.step) == 97
