@@ -235,25 +235,28 @@ def points(where: str) -> list[str]:
 
 def crash(where: str) -> dict[str, int]:
     """{crash point: the step that was visible after dying there, less the step before}; each is tried once."""
-    reader, seen = Saver(where), {}
+    reader, seen, newest = Saver(where), {}, 2
     for step in (1, 2):
         reader.save(step)
-    for step, point in enumerate(CRASH_POINTS[kind_of(where)], start=3):
+    for point in CRASH_POINTS[kind_of(where)]:
 
         def die(passed: str, point: str = point) -> None:
             if passed == point:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def work(step: int = step, die: Callable[[str], None] = die) -> int:
-            Saver(where, die).save(step)
+        def work(step: int = newest + 1, die: Callable[[str], None] = die) -> int:
+            Saver(where, die).save(step)  # a restarted job comes to the step that the last kill had cut off
             return 0
 
         status = os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
         require(status in (0, -signal.SIGKILL), f"the save of {point!r} failed by itself")
+        found = judge(reader, newest, newest + 1)
         if status == -signal.SIGKILL:
-            seen[point] = judge(reader, step - 1, step) - (step - 1)
-        Saver(where).save(step)  # the restarted job comes to the same step again
-        require(judge(reader, step, step) == step, "the step that a kill had interrupted was not saved afterwards")
+            seen[point] = found - newest
+        newest = found
+    Saver(where).save(newest + 1)
+    require(judge(reader, newest + 1, newest + 1) == newest + 1, "no save came through after all the kills")
+    require(len(reader.run.checkpoints()) == 2, "retention has not caught up")
     return seen
 
 
