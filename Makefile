@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-s3 kills fuzz check bench bench-check clean
+.PHONY: demo test test-s3 kills check bench bench-check clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -34,12 +34,6 @@ test-s3: $(VENV)/installed-dev
 kills: $(VENV)/installed-dev
 	CONFAB_KILLS=200 $(BIN)/python -m pytest -s --timeout 0 -k random tests/orchestrator/test_saving.py
 	CONFAB_KILLS=200 PYTHON=$(BIN)/python bash tests/s3/run.sh -s --timeout 0 -k random_kills
-
-# Ten minutes of coverage-guided fuzzing of the readers of checkpoints and manifests (atheris, Linux).
-FUZZ_SECONDS ?= 600
-fuzz: $(VENV)/installed-dev
-	$(BIN)/python -m pip install --quiet -e '.[fuzz]' -c constraints.txt
-	nice -n 15 $(BIN)/python -m tests.fuzz.fuzz_readers $(FUZZ_SECONDS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -277,10 +277,10 @@ class FolderStore:
 
     def discard(self, leftover: Leftover) -> None:
         """Remove a temporary file, and nothing else."""
-        folder, _, name = leftover.id.rpartition("/")
+        folder, slash, name = leftover.id.rpartition("/")
         if not name.startswith(_TEMPORARY):
             raise StorageError(f"{leftover.id!r:.80} is not a temporary file; take one from leftovers()")
-        path = self._inside(self.root / (require_key(folder) if folder else "") / name)
+        path = self._inside(self.root / (require_key(folder) if slash else "") / name)
         with self._explained("delete", leftover.id):
             path.unlink(missing_ok=True)
             self._prune(path.parent)

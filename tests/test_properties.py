@@ -16,7 +16,7 @@ from ebm_core.errors import ConfigError, DataError, EbmError
 from orchestrator.config import JobConfig, flatten, override, parse
 from orchestrator.objects import MAX_KEY_LENGTH, FolderStore, StorageError, is_key
 from orchestrator.storage import require_run_name
-from tests.fuzz.targets import Targets
+from tests.readers import Targets
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 PATHS = sorted(flatten(to_tree(JobConfig())))

@@ -1,4 +1,4 @@
-"""What the fuzzer and the property tests throw bytes at: the readers of what a store may hold.
+"""What the property tests throw bytes at: the readers of what a store may hold.
 
 A target takes bytes from anybody. It may refuse them by an EbmError; whatever else it raises is a defect.
 """
@@ -21,7 +21,7 @@ from tests.ebm_core.tiny import tiny_config
 
 
 class Targets:
-    """The readers, in a scratch folder of their own. Names of `all()` are stable: a corpus is kept per name."""
+    """The readers, in a scratch folder of their own."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch, self.cfg = scratch, tiny_config()
@@ -37,7 +37,7 @@ class Targets:
         return {"manifest": self.manifest, "commit": self.commit, "rollbacks": self.rollbacks, **files}
 
     def seed(self, name: str) -> bytes:
-        """Content that the target accepts: where a fuzzer begins."""
+        """Content that the target accepts: where a test begins."""
         if name == "manifest":
             return (self.whole / checkpoint.MANIFEST).read_bytes()
         if name == "commit":
