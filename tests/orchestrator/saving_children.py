@@ -261,8 +261,11 @@ def crash(where: str) -> dict[str, int]:
 
 
 def kill_at_random(where: str, count: int, seed: int) -> dict[str, int]:
-    """Processes that save on and on, each killed after up to a second; a save that had returned is never lost."""
-    rng, reader, newest = random.Random(seed), Saver(where), 0
+    """Processes that save on and on, each killed during its first few; a save that had returned is never lost."""
+    rng, reader, newest = random.Random(seed), Saver(where), 1
+    began = time.monotonic()
+    Saver(where).save(1)
+    patience_s = 4 * (time.monotonic() - began)  # so that a slow machine comes to save something too
     seen = {"kills": 0, "saves": 0, "kept_unreturned": 0}
     for _ in range(count):
         end_to_read, end_to_write = os.pipe()
@@ -276,7 +279,7 @@ def kill_at_random(where: str, count: int, seed: int) -> dict[str, int]:
 
         child = fork(work)
         os.close(end_to_write)
-        time.sleep(rng.uniform(0.02, 1.0))
+        time.sleep(rng.uniform(0, patience_s))
         os.kill(child, signal.SIGKILL)
         require(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "a saver ended by itself")
         with open(end_to_read, "rb") as pipe:
