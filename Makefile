@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate up down check bench bench-check bench-catalog sweep-kills clean
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate up down kills check bench bench-check bench-catalog sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -58,6 +58,10 @@ up: $(VENV)/installed
 down:
 	BIN=$(abspath $(BIN)) deploy/local/cluster.sh stop $(DIR)
 	rm -rf $(DIR)
+# 200 random kills of a job that only saves, in a folder, on moto and on Ceph RGW: about twenty minutes.
+kills: $(VENV)/installed-dev
+	CONFAB_KILLS=200 $(BIN)/python -m pytest -s --timeout 0 -k random tests/orchestrator/test_saving.py
+	CONFAB_KILLS=200 PYTHON=$(BIN)/python bash tests/s3/run.sh -s --timeout 0 -k random_kills
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

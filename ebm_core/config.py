@@ -271,6 +271,12 @@ class LoopConfig:
     """... for so many steps in a row."""
     energy_limit: float = 10.0
     """Diverged when a batch's mean |E|, in units of 1 / l2_weight, exceeds this (published code: 10)."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """stop: end the run. rollback: return to the newest sound checkpoint from before the drift, and go on slower."""
+    rollback_lr_factor: float = 0.5
+    """Multiplies the learning rate at each rollback."""
+    max_rollbacks: int = 3
+    """Rollbacks of one run; the next divergence ends it."""
 
     def __post_init__(self) -> None:
         require_finite(self, "train")
@@ -282,6 +288,9 @@ class LoopConfig:
         require(self.gap_window >= 1, "train.gap_window", self.gap_window, "must be at least 1")
         require(self.gap_patience >= 1, "train.gap_patience", self.gap_patience, "must be at least 1")
         require(self.energy_limit > 0, "train.energy_limit", self.energy_limit, "must be positive")
+        factor = self.rollback_lr_factor
+        require(0 < factor < 1, "train.rollback_lr_factor", factor, "must lie between 0 and 1, both excluded")
+        require(1 <= self.max_rollbacks <= 100, "train.max_rollbacks", self.max_rollbacks, "must lie in 1 to 100")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -44,6 +44,14 @@ class StabilityMonitor:
             quantity = f"running mean of E(data) - E(samples) over {self._loop.gap_window} steps"
             raise DivergenceError(step, self.running_gap / self._unit, self._loop.gap_limit / self._unit, quantity)
 
+    def drift_began(self, step: int) -> int:
+        """The earliest step that the judgement at `step` rests on; a checkpoint from before it has seen no drift.
+
+        The running mean has been low for `num_below` steps, and each mean looks back over `gap_window` steps. What is
+        not finite or beyond `energy_limit` has no history in here: then the last `gap_window` steps are suspect.
+        """
+        return max(1, step - max(self.num_below - 1, 0) - (self._loop.gap_window - 1))
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: JSON, exact."""
         return {"gaps": list(self._gaps), "num_below": self.num_below}

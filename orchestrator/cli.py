@@ -15,6 +15,7 @@ from orchestrator import (
     cli_metrics,
     cli_report,
     cli_runs,
+    cli_storage,
     cli_sweep,
     cli_weights,
 )
@@ -41,6 +42,7 @@ app.command()(cli_report.report)
 app.command(context_settings={"ignore_unknown_options": True})(cli_jobs.submit)
 for command in (cli_jobs.jobs, cli_jobs.logs, cli_jobs.stop, cli_jobs.resume, cli_jobs.clone):
     app.command()(command)
+cli_storage.register(app)
 
 
 @app.command()

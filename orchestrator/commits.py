@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 from ebm_core.errors import CheckpointError
-from ebm_core.manifest import MAX_STEP
+from ebm_core.manifest import MANIFEST_NAME, MAX_STEP
 from orchestrator.objects import StorageError
 
 COMMITTED, DAMAGED = "COMMITTED", "DAMAGED"
@@ -53,6 +53,16 @@ class StoredStep:
     def committed(self) -> bool:
         """Did an attempt win this step?"""
         return COMMITTED in self.keys
+
+    @property
+    def attempts(self) -> set[str]:
+        """Attempts that have any file here."""
+        return {attempt for key in self.keys if _ATTEMPT.fullmatch(attempt := key.partition("/")[0])}
+
+    @property
+    def uncommitted_whole(self) -> bool:
+        """No COMMITTED, though an attempt has its manifest, which is written last: killed before it, or it was lost."""
+        return not self.committed and any(f"{attempt}/{MANIFEST_NAME}" in self.keys for attempt in self.attempts)
 
     @property
     def suspect(self) -> bool:

@@ -23,6 +23,9 @@ from ebm_core.presets import PRESETS
 MAY_DIFFER_ON_RESUME: tuple[str, ...] = (
     "train.num_steps",  # may grow: the same run, trained for longer
     "train.log_every",
+    "train.on_divergence",  # what was decided already stays; these three decide about the next divergence
+    "train.rollback_lr_factor",
+    "train.max_rollbacks",
     "checkpoint",
     "evaluation",
     "cluster",  # whole buffer shards move between workers; bit-identity holds at an equal number of workers
@@ -132,6 +135,16 @@ class JobConfig(TrainConfig):
             workers,
             f"must divide train.batch_size = {self.train.batch_size}",
         )
+        if self.train.on_divergence == "rollback":
+            kept = (self.checkpoint.keep - 1) * self.checkpoint.every
+            drift = self.train.gap_window + self.train.gap_patience
+            require(
+                kept >= drift,
+                "checkpoint.keep",
+                self.checkpoint.keep,
+                f"train.on_divergence=rollback needs (keep - 1) x checkpoint.every of at least {drift} steps, "
+                "train.gap_window + train.gap_patience, or no checkpoint from before a drift is left",
+            )
         if self.engine.device == "cuda" and not self.cluster.use_gpu:
             raise ConfigError("engine.device = 'cuda': needs cluster.use_gpu=true, so that Ray reserves the GPU")
         _check_registered_names(self)

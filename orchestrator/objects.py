@@ -47,6 +47,16 @@ class ObjectInfo:
     modified: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What a killed writer left that is no object. name: for people; size: bytes (0: unknown); id: the store's."""
+
+    name: str
+    size: int
+    modified: datetime
+    id: str
+
+
 class ObjectStore(Protocol):
     """What runs need from a store. Every method raises StorageError, for a wrong key too."""
 
@@ -84,6 +94,14 @@ class ObjectStore(Protocol):
 
     def size(self, key: str) -> int:
         """Size in bytes. Raises ObjectMissing."""
+        ...
+
+    def leftovers(self, prefix: str) -> Iterator[Leftover]:
+        """What writers of keys that start with `prefix` (a folder, ending in a slash) have begun and not ended."""
+        ...
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove one of `leftovers()` if it is there."""
         ...
 
     def describe(self, key: str = "") -> str:
@@ -245,6 +263,27 @@ class FolderStore:
             if not stat.S_ISREG(status.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "not a file")
             return status.st_size
+
+    def leftovers(self, prefix: str) -> Iterator[Leftover]:
+        """Temporary files of writers, which live on or were killed."""
+        start = self._inside(self.root.joinpath(*require_prefix(prefix).split("/")))
+        with self._explained("list", prefix.rstrip("/")):
+            for directory, subdirectories, files in os.walk(start, onerror=_raise_unless_missing):
+                subdirectories[:] = [name for name in subdirectories if is_key(name)]
+                for name in sorted(files):
+                    path = Path(directory, name).relative_to(self.root).as_posix()
+                    if name.startswith(_TEMPORARY) and (info := _describe_file(Path(directory, name), path)):
+                        yield Leftover(path, info.size, info.modified, path)
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove a temporary file, and nothing else."""
+        folder, slash, name = leftover.id.rpartition("/")
+        if not name.startswith(_TEMPORARY):
+            raise StorageError(f"{leftover.id!r:.80} is not a temporary file; take one from leftovers()")
+        path = self._inside(self.root / (require_key(folder) if slash else "") / name)
+        with self._explained("delete", leftover.id):
+            path.unlink(missing_ok=True)
+            self._prune(path.parent)
 
     def _path(self, key: str) -> Path:
         return self._inside(self.root / require_key(key))

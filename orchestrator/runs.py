@@ -70,15 +70,23 @@ def create_numbered(store: RunStore, job: JobConfig, prefix: str, origin: Origin
 def update(run: Run, job: JobConfig, origin: Origin) -> None:
     """Store the settings that a resumed run goes on with, and add the launch to its provenance."""
     run.write_config(to_tree(job))
-    run.write_json(PROVENANCE, {"launches": [*launches(run), origin]})
+    before = read_provenance(run)
+    run.write_json(PROVENANCE, before | {"launches": [*before["launches"], origin]})
 
 
 def launches(run: Run) -> list[Origin]:
     """Every launch of the run, oldest first; none if the job was killed before it wrote the first."""
+    return read_provenance(run)["launches"]
+
+
+def read_provenance(run: Run) -> dict[str, Any]:
+    """provenance.json, with its list of launches, empty where a kill came before it was written."""
     try:
-        return list(run.read_json(PROVENANCE)["launches"])
-    except (ObjectMissing, KeyError, TypeError):
-        return []
+        tree = run.read_json(PROVENANCE)
+    except ObjectMissing:
+        tree = {}
+    tree = tree if isinstance(tree, dict) else {}
+    return tree | {"launches": tree["launches"] if isinstance(tree.get("launches"), list) else []}
 
 
 def read_metrics(run: Run) -> pa.Table:

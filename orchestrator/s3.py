@@ -23,6 +23,7 @@ from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
 
 from orchestrator.objects import (
+    Leftover,
     ObjectInfo,
     ObjectMissing,
     StorageError,
@@ -178,6 +179,27 @@ class S3Store:
         place = self._place(key)
         with self._explained("look up", key):
             return self._client.head_object(**place)["ContentLength"]
+
+    def leftovers(self, prefix: str) -> Iterator[Leftover]:
+        """Uploads in parts that were never completed; their parts cost space and show nowhere else."""
+        require_prefix(prefix)
+        skipped = len(self._full(""))
+        with self._explained("list", prefix.rstrip("/")):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self._full(prefix)
+            )
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    key = upload["Key"][skipped:]
+                    if is_key(key):
+                        yield Leftover(f"{key} (parts)", 0, upload["Initiated"], f"{key} {upload['UploadId']}")
+
+    def discard(self, leftover: Leftover) -> None:
+        """Abort an upload in parts."""
+        key, _, upload = leftover.id.partition(" ")
+        place = self._place(key)
+        with self._explained("delete", key), suppress(self._client.exceptions.NoSuchUpload):
+            self._client.abort_multipart_upload(**place, UploadId=upload)
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key

@@ -149,7 +149,7 @@ class Run:
 
     def put_checkpoint_file(self, step: int, attempt: str, path: Path) -> None:
         """Upload one file of a checkpoint, under its own name. Nobody sees it before `commit`."""
-        self._at(step).put_file(attempt, path.name, path)
+        self.at(step).put_file(attempt, path.name, path)
 
     def commit(self, step: int, attempt: str, manifest: bytes) -> None:
         """Make an attempt the checkpoint of `step`: once for ever, unless that one was set aside as damaged.
@@ -157,11 +157,11 @@ class Run:
         Uploads the manifest, sees that each file it names is there with its size, then creates COMMITTED. Committing
         the same content again changes nothing. Raises StorageError if a file is missing, or other content was first.
         """
-        self._at(step).commit(attempt, manifest)
+        self.at(step).commit(attempt, manifest)
 
     def checkpoints(self) -> Steps:
         """Steps of the committed checkpoints that were not set aside as damaged, ascending. Reads no checkpoint."""
-        stored = self._stored_steps()
+        stored = self.stored_steps()
         return [step for step in sorted(stored) if self._is_usable(step, stored[step])]
 
     def fetch_checkpoint(self, step: int, into: Path) -> Path:
@@ -170,7 +170,7 @@ class Run:
         Returns that folder. Raises CheckpointError naming the file that is missing or damaged; then the folder is gone.
         """
         folder = into / step_name(step)
-        self._at(step).fetch(folder)
+        self.at(step).fetch(folder)
         return folder
 
     def newest_sound(self, into: Path, warn: Warn = _log.warning) -> tuple[int, Path] | None:
@@ -179,23 +179,46 @@ class Run:
         A damaged one is set aside with a message to `warn`; nothing is deleted. Raises CheckpointError if there are
         checkpoints and all are damaged. In a job, one process calls this and the others fetch the step it found.
         """
-        stored = self._stored_steps()
+        stored = self.stored_steps()
         committed = [step for step in sorted(stored, reverse=True) if stored[step].committed]
+        self._tell_of_uncommitted(stored, max(committed, default=0), warn)
         for step in committed:
             if not self._is_usable(step, stored[step]):
                 continue
             try:
                 return step, self.fetch_checkpoint(step, into)
             except CheckpointError as error:
-                if not self._at(step).is_committed():  # a training job has just deleted it: there are newer ones
+                if not self.at(step).is_committed():  # a training job has just deleted it: there are newer ones
                     return self.newest_sound(into, warn)
-                self._at(step).set_aside(str(error), warn)
+                self.at(step).set_aside(str(error), warn)
         if committed:
             raise CheckpointError(
                 f"{self.uri} has {len(committed)} checkpoint(s) and all are damaged; see the DAMAGED file of each step "
                 "for the reason; restore their files, or start a run with another name"
             )
         return None
+
+    def _tell_of_uncommitted(self, stored: dict[int, StoredStep], newest: int, warn: Warn) -> None:
+        """Whole attempts above the newest commit: a kill leaves one step of them, more mean that COMMITTED was lost."""
+        whole = [step for step in sorted(stored) if step > newest and stored[step].uncommitted_whole]
+        if newest == 0 and len(whole) > 1:
+            raise CheckpointError(
+                f"{self.uri} has {len(whole)} whole checkpoints and no COMMITTED file: all were deleted; "
+                "restore these files, or start a run with another name"
+            )
+        for step in whole:
+            warn(
+                f"passed over {self.at(step).uri}: it was never committed (a job was killed just then) or its "
+                "COMMITTED file was deleted"
+            )
+
+    def sound_before(self, step: int, warn: Warn = _log.warning) -> Steps:
+        """The newest checkpoint from before `step` that is sound, as a list of one, or none. Damaged ones on the way
+        are set aside."""
+        for older in reversed([one for one in self.checkpoints() if one < step]):
+            if self._reads_back(older, warn):
+                return [older]
+        return []
 
     def retain(self, keep: int, warn: Warn = _log.warning) -> Steps:
         """Delete all but the newest `keep` sound checkpoints (at least 2) and return the deleted steps.
@@ -205,7 +228,7 @@ class Run:
         """
         if type(keep) is not int or keep < 2:
             raise ConfigError(f"checkpoint.keep = {keep!r}: must be at least 2, so that a damaged file is no disaster")
-        stored = self._stored_steps()
+        stored = self.stored_steps()
         usable = {step for step in stored if self._is_usable(step, stored[step])}
         if len(usable) <= keep:
             return []
@@ -218,7 +241,7 @@ class Run:
         old = {step for step in stored if step < kept[-1]}
         for step in sorted(old):
             if step in usable or not stored[step].committed:
-                self._at(step).delete(stored[step].keys)
+                self.at(step).delete(stored[step].keys)
         return sorted(old & usable)
 
     def _key(self, key: str) -> str:
@@ -227,10 +250,11 @@ class Run:
     def _where(self, key: str) -> str:
         return self._objects.describe(self._key(key))
 
-    def _at(self, step: int) -> StoredCheckpoint:
+    def at(self, step: int) -> StoredCheckpoint:
+        """The objects of a step, whatever is there."""
         return StoredCheckpoint(self._objects, self._key(f"checkpoints/{step_name(step)}"), step)
 
-    def _stored_steps(self) -> dict[int, StoredStep]:
+    def stored_steps(self) -> dict[int, StoredStep]:
         """All steps with any object, by one listing."""
         steps: dict[int, StoredStep] = {}
         for info in self.list("checkpoints/"):
@@ -239,11 +263,11 @@ class Run:
         return steps
 
     def _is_usable(self, step: int, stored: StoredStep) -> bool:
-        return stored.committed and not (stored.suspect and self._at(step).is_set_aside())
+        return stored.committed and not (stored.suspect and self.at(step).is_set_aside())
 
     def _reads_back(self, step: int, warn: Warn) -> bool:
         """Is every file of the checkpoint sound? If not, it is set aside."""
-        checkpoint = self._at(step)
+        checkpoint = self.at(step)
         digest = checkpoint.committed_digest()
         if digest in self._sound:
             return True

@@ -32,6 +32,11 @@ class StoredCheckpoint:
         self._objects, self._folder, self._step = objects, folder, step
 
     @property
+    def name(self) -> str:
+        """Its folder's key below the run."""
+        return self._folder.partition("/")[2]
+
+    @property
     def uri(self) -> str:
         """Where this is, without secrets."""
         return self._objects.describe(self._folder)
@@ -86,6 +91,29 @@ class StoredCheckpoint:
         with tempfile.TemporaryDirectory(prefix="ebm-read-back-") as folder:
             for entry in manifest.files:
                 self._fetch_file(commit, entry, Path(folder, "file"))
+
+    def examine(self) -> Iterator[tuple[str, int | None, str | None]]:
+        """(name, recorded size in bytes, what is wrong or None) of COMMITTED, the manifest, and each file it names."""
+        try:
+            commit = self.read_commit()
+        except CheckpointError as error:
+            yield COMMITTED, None, str(error)
+            return
+        yield COMMITTED, None, None
+        try:
+            manifest, data = self._read_manifest(commit)
+        except CheckpointError as error:
+            yield MANIFEST_NAME, None, str(error)
+            return
+        yield MANIFEST_NAME, len(data), None
+        for entry in manifest.files:
+            problem = None
+            with tempfile.TemporaryDirectory(prefix="ebm-verify-") as folder:
+                try:
+                    self._fetch_file(commit, entry, Path(folder, "file"))
+                except CheckpointError as error:
+                    problem = str(error)
+            yield entry.name, entry.size, problem
 
     def read_commit(self) -> Commit:
         """What COMMITTED says. Raises CheckpointError if there is none, or it is damaged."""

@@ -42,6 +42,8 @@ METRIC_NAMES: dict[str, MetricName] = {
     "buffer_fill": MetricName("share of the buffer's slots in use", "fraction"),
     "buffer_age": MetricName("mean age of the past samples that Eq. 7 measures against", "steps"),
     "running_gap": MetricName("l2_weight times the running mean of the energy gap; -1 is collapse (Fig. 9)", ""),
+    "lr": MetricName("learning rate of the step", ""),
+    "rollbacks": MetricName("returns to an older checkpoint after a divergence, so far", ""),
     "device_memory": MetricName("most memory that rank 0 has held: of its GPU, else of its process", "bytes"),
     "time": MetricName("wall clock when the row was made, since 1970", "s"),
     "steps_per_s": MetricName("training steps per second since the row before", "1/s"),

@@ -4,7 +4,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ebm_core import checkpoint
 from ebm_core.config import TrainConfig
-from ebm_core.data import labelled_batches, load
+from ebm_core.data import Dataset, labelled_batches, load
 from ebm_core.errors import DivergenceError, EbmError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.rng import Shards, stream
@@ -24,6 +24,7 @@ from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import telemetry
 from orchestrator.cluster import adopt
 from orchestrator.config import JobConfig, core_config, parse
+from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
 from orchestrator.storage import Run, RunStore, step_name
 from workers.pictures import grid_png
 
@@ -86,33 +87,43 @@ def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
     run = RunStore(job.storage).run(str(job.name))
     data = load(cfg.data, "train")
     state = init_state(cfg, shards=Shards.of_rank(group.rank, group.size, cfg.buffer.num_shards))
-    restore(run, state, group, lambda text: ray.get(mailbox.post.remote("note", text)))
-    if group.rank == 0:
-        drop_rows_after(run, state.step)
-        mailbox.post.remote("started", state.step)
-    loop = Loop(run, cfg, job, group, mailbox, telemetry.Recorder(state.step))
-    try:
-        for x_data, condition in labelled_batches(
-            data,
-            cfg.train.batch_size,
-            seed=state.seed,
-            start=state.step,
-            stop=cfg.train.num_steps,
-            shards=state.shards,
-            device=state.device,
-        ):
-            sync = average_gradients if group.size > 1 else None
-            terms = train_step(state, x_data, cfg, sync, condition)
-            loop.log(state.step, terms, state.device)
-            last = state.step == cfg.train.num_steps
-            stop = loop.stop_requested()
-            if last or stop or state.step % job.checkpoint.every == 0:
-                loop.save(state)
-            if stop and not last:
-                break
-    except DivergenceError:
-        loop.save_diverged(state)
-        raise
+    loop = Loop(run, cfg, job, group, mailbox, telemetry.Recorder(0))
+    train_until_done(data, state, loop)
+
+
+def train_until_done(data: Dataset, state: TrainState, loop: "Loop") -> None:
+    """Resume and train; after a divergence, as often as the policy has it."""
+    while True:
+        loop.resume(state)
+        try:
+            return _train_on(data, state, loop)
+        except DivergenceError as error:
+            if not loop.roll_back(state, error):
+                loop.save_diverged(state)
+                raise
+
+
+def _train_on(data: Dataset, state: TrainState, loop: "Loop") -> None:
+    """From the state's step to the last, or until told to stop."""
+    cfg, group = loop.cfg, loop.group
+    sync = average_gradients if group.size > 1 else None
+    for x_data, condition in labelled_batches(
+        data,
+        cfg.train.batch_size,
+        seed=state.seed,
+        start=state.step,
+        stop=cfg.train.num_steps,
+        shards=state.shards,
+        device=state.device,
+    ):
+        terms = train_step(state, x_data, cfg, sync, condition)
+        loop.log(state.step, terms, state.device)
+        last = state.step == cfg.train.num_steps
+        stop = loop.stop_requested()
+        if last or stop or state.step % loop.job.checkpoint.every == 0:
+            loop.save(state)
+        if stop and not last:
+            break
 
 
 def restore(run: Run, state: TrainState, group: Group, warn: Callable[[str], None]) -> None:
@@ -143,6 +154,36 @@ class Loop:
     mailbox: Any
     recorder: telemetry.Recorder
     asked_at: float = 0.0
+    rollbacks: list[Rollback] = field(default_factory=list)
+
+    def resume(self, state: TrainState) -> None:
+        """Put the newest sound checkpoint into `state`, with the learning rate that the rollbacks so far have left."""
+        found: list[Rollback] = complete_rollbacks(self.run, self.warn) if self.group.rank == 0 else []
+        self.rollbacks = self.group.from_first(found)
+        restore(self.run, state, self.group, lambda text: ray.get(self.mailbox.post.remote("note", text)))
+        for settings in state.optimizer.param_groups:
+            settings["lr"] = self.lr
+        self.recorder = telemetry.Recorder(state.step)
+        if self.group.rank == 0:
+            drop_rows_after(self.run, state.step)
+            self.mailbox.post.remote("started", state.step)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate after the rollbacks so far."""
+        return self.rollbacks[-1].lr if self.rollbacks else self.cfg.optimizer.lr
+
+    def roll_back(self, state: TrainState, error: DivergenceError) -> bool:
+        """Decide (rank 0), write the decision down, say so; False: the run ends. `resume` then carries it out."""
+        decision = None
+        if self.group.rank == 0:
+            began, policy = state.monitor.drift_began(error.step), RollbackPolicy.of(self.cfg)
+            steps = self.run.sound_before(began, self.warn) if policy.enabled else []
+            decision = policy.decide(self.rollbacks, error, began, steps)
+            if decision is not None:
+                record_rollback(self.run, self.rollbacks, decision)
+                ray.get(self.mailbox.post.remote("note", decision.message()))
+        return self.group.from_first(decision) is not None
 
     def warn(self, text: str) -> None:
         """Tell the driver of something odd that stops nothing."""
@@ -151,8 +192,8 @@ class Loop:
     def log(self, step: int, terms: dict[str, float], device: torch.device) -> None:
         """Keep a row and send it to the driver (rank 0; the terms are means over the workers already)."""
         if self.group.rank == 0 and telemetry.is_logged(step, self.cfg.train.log_every):
-            row = self.recorder.add(step, {**terms, "device_memory": peak_bytes(device)})
-            self.mailbox.post.remote("row", row)
+            row = terms | {"lr": self.lr, "rollbacks": float(len(self.rollbacks)), "device_memory": peak_bytes(device)}
+            self.mailbox.post.remote("row", self.recorder.add(step, row))
 
     def stop_requested(self) -> bool:
         """Whether the driver wants to stop: asked by rank 0 now and then, agreed on by all ranks."""

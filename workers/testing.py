@@ -281,6 +281,12 @@ def truncate(run: Any, key: str) -> None:
     run.write_bytes(key, run.read_bytes(key)[:-1])
 
 
+def halve(run: Any, key: str) -> None:
+    """Cut off the second half of an object."""
+    data = run.read_bytes(key)
+    run.write_bytes(key, data[: len(data) // 2])
+
+
 def remove(run: Any, key: str) -> None:
     """Delete an object behind the protocol's back."""
     run.store.objects.delete(f"{run.name}/{key}")
@@ -402,38 +408,62 @@ def check_damage(open_store: OpenStore) -> None:
         run.fetch_checkpoint(1, Path(into))
 
 
+DAMAGES = (flip_bit, halve, remove)
+
+
+def checkpoint_keys(step: int, attempt: str) -> list[str]:
+    """Keys of every file of a checkpoint, MANIFEST.json and COMMITTED among them."""
+    folder = f"checkpoints/step-{step:09d}/"
+    return [*(f"{folder}{attempt}/{name}" for name in (*CHECKPOINT_FILES, MANIFEST_NAME)), f"{folder}COMMITTED"]
+
+
 def check_setting_aside(open_store: OpenStore) -> None:
-    """In place of a damaged checkpoint the older one is used, with a message; nothing is deleted or overwritten."""
+    """Whatever was done to whichever file, the older checkpoint is used, with a message; nothing else changes."""
     run = open_store("set-aside").run("r")
     write_checkpoint(run, 1)
-    for step, damage in enumerate((flip_bit, truncate, remove), start=2):
+    cases = [(number, damage) for number in range(len(CHECKPOINT_FILES) + 2) for damage in DAMAGES]
+    for step, (number, damage) in enumerate(cases, start=2):
         attempt, _ = write_checkpoint(run, step)
         folder = f"checkpoints/step-{step:09d}/"
-        damage(run, f"{folder}{attempt}/model.safetensors")
-        before, messages = stored_content(run, folder), []
+        key = checkpoint_keys(step, attempt)[number]
+        name = key.rpartition("/")[2]
+        damage(run, key)
+        before, messages = stored_content(run), []
         with tempfile.TemporaryDirectory() as into:
-            for _ in range(2):  # the second time it is known, and not said again
-                found, path = run.newest_sound(Path(into), messages.append)
-                assert (found, verify(path).step) == (1, 1), f"step {found} was taken for the newest sound one"
-        assert len(messages) == 1, messages
-        assert "model.safetensors" in messages[0], f"{messages[0]!r} does not name the file"
+            found, path = run.newest_sound(Path(into), messages.append)
+            assert (found, verify(path).step) == (1, 1), f"step {found} was taken for the newest sound one"
+            assert len(messages) == 1, messages
+            assert name in messages[0], f"{messages[0]!r} does not name the file"
+            assert folder.rstrip("/") in messages[0], f"{messages[0]!r} does not name the step"
+            run.newest_sound(Path(into), messages.append)
         assert run.checkpoints() == [1]
-        after = stored_content(run, folder)
-        assert "model.safetensors" in json.loads(after.pop(folder + "DAMAGED"))["reason"]
+        after = stored_content(run)
+        if (name, damage) == ("COMMITTED", remove):  # nothing is left that could be condemned
+            assert messages[1:] == messages[:1]
+        else:
+            assert len(messages) == 1, "what is known was said again"
+            assert name in json.loads(after.pop(folder + "DAMAGED"))["reason"]
         assert after == before, "looking for a sound checkpoint changed something"
+        for other in run.list(folder):
+            remove(run, other.key)
 
 
 def check_all_damaged(open_store: OpenStore) -> None:
-    """When no checkpoint is sound that is an error, now and later, never a fresh start."""
-    run = open_store("all-damaged").run("r")
-    for step in (1, 2):
-        attempt, _ = write_checkpoint(run, step)
-        flip_bit(run, f"checkpoints/step-{step:09d}/{attempt}/model.safetensors")
-    messages: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(2):
-            assert "all are damaged" in expect_error(CheckpointError, run.newest_sound, Path(folder), messages.append)
-    assert len(messages) == 2
+    """When no checkpoint is sound that is an error, now and later, never a fresh start; nothing is overwritten."""
+    for number in range(len(CHECKPOINT_FILES) + 2):
+        for damage in DAMAGES:
+            run = open_store(f"all-damaged-{number}-{damage.__name__}").run("r")
+            for step in (1, 2):
+                attempt, _ = write_checkpoint(run, step)
+                damage(run, checkpoint_keys(step, attempt)[number])
+            before, messages = stored_content(run), []
+            words = "whole checkpoints and no COMMITTED" if not run.checkpoints() else "all are damaged"
+            with tempfile.TemporaryDirectory() as into:
+                for _ in range(2):
+                    assert words in expect_error(CheckpointError, run.newest_sound, Path(into), messages.append)
+            assert len(messages) == (0 if words.startswith("whole") else 2), messages
+            after = {key: data for key, data in stored_content(run).items() if not key.endswith("DAMAGED")}
+            assert after == before, "looking for a sound checkpoint changed something"
 
 
 def check_commit_over_damage(open_store: OpenStore) -> None:

@@ -75,9 +75,11 @@ def test_a_killed_commit_shows_the_whole_checkpoint_or_only_the_one_before(tmp_p
     for moment in range(kills + 1):
         run = RunStore(str(tmp_path / str(moment))).run("r")
         seen.append(run.checkpoints())
-        found = run.newest_sound(tmp_path / "into", pytest.fail)
+        messages: list[str] = []
+        found = run.newest_sound(tmp_path / "into", messages.append)
         assert found is not None
         assert found[0] == seen[-1][-1]
+        assert all("was never committed (a job was killed just then)" in text for text in messages)
         write_checkpoint(run, 2)  # the restarted job comes to the same step again
         assert run.checkpoints() == [1, 2]
     assert seen == [[1]] * seen.count([1]) + [[1, 2]] * seen.count([1, 2])

@@ -13,6 +13,7 @@ from orchestrator.objects import StorageError
 from orchestrator.s3 import S3Store
 from orchestrator.storage import RunStore, open_store
 from tests.faults import FaultProxy, fault_proxy, make_bucket
+from tests.orchestrator.test_saving import KILLS, check_crashes, check_points, check_random_kills
 from workers.testing import RUN_CHECKS, STORE_CHECKS, Check, write_checkpoint
 
 pytestmark = pytest.mark.s3
@@ -148,3 +149,13 @@ def test_the_server_lists_no_upload_that_was_given_up(endpoint: str):
     # What interrupted uploads in parts leave is invisible but costs space: ours are aborted.
     uploads = Session().client("s3", endpoint_url=endpoint).list_multipart_uploads(Bucket=BUCKET)
     assert uploads.get("Uploads", []) == []
+
+
+def test_a_save_killed_at_any_named_point_shows_the_old_checkpoint_or_the_new(endpoint: str, tmp_path: Path):
+    where = f"s3://{BUCKET}/crash-points?endpoint_url={endpoint}"
+    check_points(f"s3://{BUCKET}/points?endpoint_url={endpoint}", tmp_path / "scratch", "s3")
+    check_crashes(where, tmp_path / "scratch", "s3")
+
+
+def test_random_kills_lose_nothing_that_a_save_had_returned(endpoint: str, tmp_path: Path):
+    check_random_kills(f"s3://{BUCKET}/random?endpoint_url={endpoint}", tmp_path / "scratch", KILLS)
