@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.baseline import PlainEnergy, PlainTrainer, plain_langevin_step
+from benchmarks.roofline import ceilings, draw, layer_groups
 from ebm_core.augment import augment
 from ebm_core.buffer import ReservoirBuffer
 from ebm_core.config import BufferConfig, EngineConfig, TrainConfig
@@ -217,6 +218,23 @@ def _status(key: str) -> float:
     return 1024 * float(line.split()[1])
 
 
+def roofline(rounds: int) -> Iterator[Row]:
+    """The rate of the convolutions as a fraction of a matrix product's, and a picture of every group of layers."""
+    cfg, threads = published(EngineConfig()), torch.get_num_threads()
+    torch.set_num_threads(1)
+    groups, (flops, num_bytes) = layer_groups(init_state(cfg).model, images(cfg), rounds), ceilings(rounds)
+    torch.set_num_threads(threads)
+    draw(groups, flops, num_bytes, Path("docs/images/roofline.png"))
+    for name, members, ceiling in (
+        ("convolutions, of a product's or single convolution's rate", [g for g in groups if g.flops], flops),
+        ("normalisation and swish, of the memory's rate", [g for g in groups if not g.flops], num_bytes),
+    ):
+        seconds = sum(g.count * g.seconds for g in members)
+        reached = sum(g.count * (g.flops or g.num_bytes) for g in members) / seconds
+        note = f"{reached / 1e9:.0f} of {ceiling / 1e9:.0f} G/s, {1e3 * seconds:.0f} ms of processor time, 1 thread"
+        yield Row(f"roofline: {name}", reached / ceiling, note=note)
+
+
 def ray_jobs(rounds: int) -> Iterator[Row]:
     """The digits preset as a job against the bare loop, and two workers against one; windows of 25 steps."""
     windows = max(rounds, 8)
@@ -324,7 +342,7 @@ def cost_curves(rounds: int) -> Iterator[Row]:
     yield Row("exponent of a buffer operation's time in capacity", exponent(sizes, measured), 0.05, True, note)
 
 
-SECTIONS = (augmentation, cost_curves, langevin_and_steps, against_torchebm, peak_memory, ray_jobs)
+SECTIONS = (augmentation, cost_curves, langevin_and_steps, against_torchebm, peak_memory, roofline, ray_jobs)
 
 
 def main() -> None:
