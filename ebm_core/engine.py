@@ -74,11 +74,8 @@ class Engine:
         copy_effective(self.twin, self.model)
 
     def frozen(self, x: Samples, condition: Tensor | None = None) -> Energies:
-        """E(x) with theta held constant (Eq. 5 and 6), in the engine's precision; float32 comes out.
-
-        Where `x` is the end of a chain, or compiled, its slope is computed along with it and no activation is kept.
-        """
-        if self.cfg.compile or x.grad_fn is not None:
+        """E(x) with theta held constant (Eq. 5 and 6), in the engine's precision; float32 comes out."""
+        if self.cfg.compile:
             return _Frozen.apply(self, x, condition)
         return self._frozen(x, condition)
 
@@ -89,13 +86,13 @@ class Engine:
     def chain_energies(self, condition: Tensor | None, backprop: Literal["last", "all"]) -> tuple[Energy, Energy]:
         """E as a function of x alone for a training chain: one whose slope depends on theta, and one frozen.
 
-        The slope of the first is differentiable in theta alone, which is what the last step needs; its second-order
-        pass is run when the gradient arrives, so that nothing of it is held until then. With "all", it is the model.
+        Compiled, the slope of the first is differentiable in theta alone, which is what the last step needs; its
+        second-order pass is run when the gradient arrives, so that nothing of it is held until then.
         """
         theta = dict(self.model.named_parameters())
 
         def differentiable(x: Samples) -> Energies:
-            if backprop == "last":
+            if self.cfg.compile and backprop == "last":
                 return _Differentiable.apply(self, x, condition, *theta.values())
             return self._energy(x, condition)
 

@@ -106,47 +106,6 @@ def test_bfloat16_gradients_of_every_term_point_where_float32_ones_do() -> None:
         assert cosine(gradients[0][name], gradients[1][name]) > 0.9, name
 
 
-def terms_of(energy, frozen, model: EnergyModel) -> dict[str, torch.Tensor]:
-    """The terms of the loss whose negatives are one step of `energy` away from fixed images."""
-    torch.manual_seed(6)
-    x_data, start, past = (torch.rand(n, 3, 16, 16).to(next(model.parameters())) for n in (4, 4, 9))
-    end = langevin_step(energy, start, SamplerConfig(step_size=0.1), torch.Generator().manual_seed(0), keep_graph=True)
-    return improved_cd_loss(model, x_data, end, past, LossConfig(), frozen=frozen).terms
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_deferred_second_order_pass_has_the_models_gradients(layout: str) -> None:
-    model = moved_model(LAYOUTS[layout]).double()
-    engine = Engine(model, EngineConfig())
-    engine.refresh()
-    ours, plain = terms_of(*engine.chain_energies(None, "last"), model), terms_of(model, None, model)
-    for name in ("opt", "entropy"):
-        assert torch.isclose(ours[name], plain[name], rtol=1e-10)
-        found, expected = (flat_gradient(terms[name], model) for terms in (ours, plain))
-        assert (found - expected).norm() < 1e-10 * expected.norm(), name
-
-
-def test_the_end_of_a_chain_holds_no_pass_of_the_network() -> None:
-    model = moved_model(LAYOUTS["instance"])
-    engine = Engine(model, EngineConfig())
-    engine.refresh()
-    deferred, plain = (terms_of(*engine.chain_energies(None, "last"), model), terms_of(model, None, model))
-    assert "ConvolutionBackward0" in graph_nodes(plain["opt"])
-    for name in ("opt", "entropy"):
-        assert not any("Convolution" in node for node in graph_nodes(deferred[name]))
-
-
-def graph_nodes(term: torch.Tensor) -> set[str]:
-    """Names of the operations that autograd remembers behind `term`."""
-    seen, waiting = set(), [term.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting.extend(following for following, _ in node.next_functions)
-    return {node.name() for node in seen}
-
-
 def flat_gradient(term: torch.Tensor, model: EnergyModel) -> torch.Tensor:
     slopes = torch.autograd.grad(
         term, list(model.parameters()), retain_graph=True, allow_unused=True, materialize_grads=True
