@@ -104,14 +104,14 @@ def store_studies(run: Run, step: int) -> None:
     """Energies of three sets with their scores, and two kinds of long chains."""
     rng, folder = np.random.default_rng(0), f"evaluations/{step_name(step)}"
     names = {"heldout": 0.0, "interpolation": 0.4, "noise": 1.5}
-    low = dict.fromkeys(ood.LOW_LEVEL, np.zeros(300))
-    columns = {name: {"energy": rng.normal(mean, 0.3, 300), **low} for name, mean in names.items()}
+    low = dict.fromkeys(ood.COLUMNS, np.zeros(300))
+    columns = {name: low | {"energy": rng.normal(mean, 0.3, 300)} for name, mean in names.items()}
     out = io.BytesIO()
     import pyarrow.parquet as pq
 
-    pq.write_table(ood.table(columns), out)
+    pq.write_table(ood.table(columns, {}), out)
     run.write_bytes(f"{folder}/ood-energies.parquet", out.getvalue())
-    one = {"auroc": 0.83, "auroc_interval": [0.8, 0.86], "published_auroc": 0.65, "num_images": 300}
+    one = {"auroc": 0.83, "intervals": {"auroc": [0.8, 0.86]}, "published_auroc": 0.65, "num_images": 300}
     sets = {"interpolation": one, "noise": one | {"auroc": 1.0, "published_auroc": None}}
     run.write_json(f"{folder}/ood.json", {"value": 0.83, "num_inside": 300, "sets": sets})
     times = list(range(0, 210, 10))

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -155,7 +157,6 @@ WRONG = [
     (["shapes:cube", "left:left=1", "--num-images", "0"], "--num-images"),
     (["shapes:cube", "left:left=1", "--out", "no/such/place.png"], "folder that exists"),
     (["shapes:cube", "left:left=1", "--out", "picture.jpg"], "must be a .png file"),
-    (["shapes:cube", "left:left=1", "--address", "127.0.0.1:1"], "no Ray answers"),
 ]
 
 
@@ -171,4 +172,21 @@ def test_a_wrong_word_is_one_line_and_status_two(root: Path, tmp_path: Path, mon
     assert error.startswith("ebm: ")
     assert said in error
     assert results(root) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_where_no_ray_answers_is_one_line(root: Path, tmp_path: Path):
+    # in a process of its own: one that holds a Ray already uses that
+    words = ["compose", "shapes:cube", "left:left=1", "--address", "127.0.0.1:1", "--storage", str(root)]
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("ebm: no Ray answers at 127.0.0.1:1")
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

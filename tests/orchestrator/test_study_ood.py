@@ -50,7 +50,8 @@ def evaluator(spoil: bool = False) -> Evaluator:
 
 def asked(evaluator: Evaluator, **changes: Any) -> Asked:
     request = EvaluationRequest(metrics=("ood",), **{"ood_images": 120, **changes})
-    return Asked(request, Here(evaluator), STEP, evaluator.cfg.data)  # pyright: ignore[reportArgumentType]
+    nowhere: Any = None  # the study stores nothing while it measures
+    return Asked(request, Here(evaluator), STEP, evaluator.cfg.data, nowhere, "")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")
