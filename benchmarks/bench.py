@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -364,10 +364,7 @@ def main() -> None:
     for section in SECTIONS:
         if options.only and section.__name__ not in options.only:
             continue
-        for row in section(options.rounds):
-            rows.append(row)
-            goal = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
-            print(f"{row.name:<58} {row.ratio:6.3f}  {goal:<8} {row.met:<4} {row.note}", flush=True)
+        rows += print_rows(section(options.rounds))
     machine = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -377,6 +374,16 @@ def main() -> None:
     options.json.write_text(json.dumps({**machine, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n")
     if options.check:
         sys.exit(check(rows, json.loads(options.check.read_text())["rows"]))
+
+
+def print_rows(measured: Iterable[Row]) -> list[Row]:
+    """Each row as a line as soon as it is there; returns them all."""
+    rows = []
+    for row in measured:
+        rows.append(row)
+        goal = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
+        print(f"{row.name:<58} {row.ratio:6.3f}  {goal:<8} {row.met:<4} {row.note}", flush=True)
+    return rows
 
 
 def check(rows: list[Row], recorded: list[dict]) -> int:
