@@ -62,8 +62,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
     with pytest.MonkeyPatch.context() as patch, moto_server() as endpoint:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        make_bucket(endpoint, "saving")
-        yield "s3", f"s3://saving/runs?endpoint_url={endpoint}"
+        bucket = f"saving-{os.urandom(6).hex()}"  # moto's buckets outlive its server within a process
+        make_bucket(endpoint, bucket)
+        yield "s3", f"s3://{bucket}/runs?endpoint_url={endpoint}"
 
 
 def test_the_named_crash_points_are_those_that_a_save_passes(place: tuple[str, str], tmp_path: Path):
