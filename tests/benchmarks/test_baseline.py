@@ -31,10 +31,10 @@ TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-5, 1e-4)}
 """Relative error of energies and input gradients, and of parameter gradients."""
 
 
-def moved_model(cfg: ModelConfig, dtype: torch.dtype) -> EnergyModel:
+def moved_model(cfg: ModelConfig, dtype: torch.dtype, size: int = SIZE) -> EnergyModel:
     """A model none of whose parameters has its initial 0 or 1, attention's gain among them."""
     torch.manual_seed(3)
-    model = build_energy(cfg, (3, SIZE, SIZE)).to(dtype)
+    model = build_energy(cfg, (3, size, size)).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -47,12 +47,16 @@ def error(ours: torch.Tensor, other: torch.Tensor) -> float:
     return float((ours - other).norm() / other.norm().clamp_min(1e-30))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float64, SIZE), (torch.float32, SIZE), (torch.float64, 16)],
+    ids=["float64", "float32", "float64-16"],
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_energies_and_slopes_equal_ours(layout: str, dtype: torch.dtype) -> None:
-    model = moved_model(LAYOUTS[layout], dtype)
+def test_energies_and_slopes_equal_ours(layout: str, dtype: torch.dtype, size: int) -> None:
+    model = moved_model(LAYOUTS[layout], dtype, size)
     plain = PlainEnergy.copy_of(model, LAYOUTS[layout])
-    x = torch.rand(5, 3, SIZE, SIZE, dtype=dtype)
+    x = torch.rand(5, 3, size, size, dtype=dtype)
     slopes, energies = [], []
     for energy in (model, plain):
         at = x.clone().requires_grad_()
