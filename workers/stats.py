@@ -59,25 +59,29 @@ def merge_all(parts: Sequence[FeatureStats]) -> FeatureStats:
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2): Wasserstein-2 distance, squared, of two Gaussians.
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2): Wasserstein-2 distance, squared, of two Gaussians.
 
     In squared units of the features. Biased upward by the finite n of either set, so compare at equal n only.
+    With S_a = F F^T for any F, the eigenvalues of S_a S_b are those of the symmetric F^T S_b F: no matrix root is needed.
     Raises DataError for fewer than two samples or unequal dimensions.
     """
     _require_same_features(a, b)
     cov_a, cov_b = a.covariance(), b.covariance()
-    root_a = _symmetric_root(cov_a)
-    inner = root_a @ cov_b @ root_a
+    factor = _factor(cov_a)
+    inner = factor.T @ cov_b @ factor
     eigenvalues = np.linalg.eigvalsh((inner + inner.T) / 2)
     trace_root = np.sqrt(eigenvalues.clip(min=0)).sum()  # rounding may leave a zero eigenvalue below zero
     distance = ((a.mean - b.mean) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * trace_root
     return max(0.0, float(distance))
 
 
-def _symmetric_root(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    """The positive semi-definite square root of a covariance."""
-    eigenvalues, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T
+def _factor(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """F with F F^T = a covariance: Cholesky's, or, where the matrix is singular, from its eigenvectors."""
+    try:
+        return np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        eigenvalues, vectors = np.linalg.eigh(matrix)
+        return vectors * np.sqrt(eigenvalues.clip(min=0))
 
 
 def _require_same_features(a: FeatureStats, b: FeatureStats) -> None:
