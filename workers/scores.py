@@ -1,5 +1,8 @@
 """Formulas of the scores, as pure functions on arrays."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -7,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from ebm_core.errors import DataError
 
 CHUNK_VALUES, CHUNK_ROWS = 2**22, 1024
-"""Pixel values and images in one block of the nearest-neighbour search: 32 MiB and 8 MiB of distances in float64."""
+"""Pixel values and images in one block of all pairs: 32 MiB of pixels and 8 MiB of distances in float64."""
 
 
 def energy_gap(real: Float[np.ndarray, "n"], generated: Float[np.ndarray, "m"]) -> tuple[float, float]:
@@ -70,8 +73,8 @@ def kernel_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) ->
         raise DataError(f"kernel distance of features {a.shape} and {b.shape}: need two samples each, equal features")
 
     def total(x: np.ndarray, y: np.ndarray) -> float:
-        parts = range(0, len(x), CHUNK_ROWS)
-        return float(sum(((x[i : i + CHUNK_ROWS] @ y.T / x.shape[1] + 1) ** 3).sum() for i in parts))
+        pairs = itertools.product(_chunks(x), _chunks(y))
+        return float(sum(((part @ other.T / x.shape[1] + 1) ** 3).sum() for part, other in pairs))
 
     def own(x: np.ndarray) -> float:
         return float((((x**2).sum(axis=1) / x.shape[1] + 1) ** 3).sum())
@@ -140,16 +143,30 @@ def neighborhood_scores(
     """
     if min(len(real), len(generated)) <= k:
         raise DataError(f"{len(real)} real and {len(generated)} generated images: need more than k = {k} of each")
-    between = _squared_distances(real, generated)
-    real_radius = np.partition(_squared_distances(real, real), k, axis=1)[:, k]  # the nearest is the sample itself
-    generated_radius = np.partition(_squared_distances(generated, generated), k, axis=1)[:, k]
-    inside = between <= real_radius[:, None]
+    real_radius, generated_radius = _neighbor_radius(real, k), _neighbor_radius(generated, k)
+    balls = np.zeros(len(generated))  # real balls around each generated sample
+    recalled, covered = [], []
+    for part, radius in zip(_chunks(real), _chunks(real_radius), strict=True):
+        between = _squared_distances(part, generated)
+        inside = between <= radius[:, None]
+        balls += inside.sum(axis=0)
+        covered.append(inside.any(axis=1))
+        recalled.append((between <= generated_radius).any(axis=1))
     return {
-        "precision": float(inside.any(axis=0).mean()),
-        "recall": float((between <= generated_radius).any(axis=1).mean()),
-        "density": float(inside.sum(axis=0).mean() / k),
-        "coverage": float(inside.any(axis=1).mean()),
+        "precision": float((balls > 0).mean()),
+        "recall": float(np.concatenate(recalled).mean()),
+        "density": float(balls.mean() / k),
+        "coverage": float(np.concatenate(covered).mean()),
     }
+
+
+def _neighbor_radius(x: Float[np.ndarray, "n d"], k: int) -> Float[np.ndarray, "n"]:
+    """Squared distance from each row to its k-th nearest other one (the nearest of all is the row itself)."""
+    return np.concatenate([np.partition(_squared_distances(part, x), k, axis=1)[:, k] for part in _chunks(x)])
+
+
+def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:
+    return (x[start : start + CHUNK_ROWS] for start in range(0, len(x), CHUNK_ROWS))
 
 
 def _squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:

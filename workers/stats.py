@@ -62,7 +62,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2): Wasserstein-2 distance, squared, of two Gaussians.
 
     In squared units of the features. Biased upward by the finite n of either set, so compare at equal n only.
-    With S_a = F F^T for any F, the eigenvalues of S_a S_b are those of the symmetric F^T S_b F: no matrix root is needed.
+    With S_a = F F^T for any F, S_a S_b has the eigenvalues of the symmetric F^T S_b F: no matrix root is needed.
     Raises DataError for fewer than two samples or unequal dimensions.
     """
     _require_same_features(a, b)

@@ -10,6 +10,7 @@ import torch
 from ebm_core.data import dequantize
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
+from workers import scores
 from workers.deep_features import DeepFeatures
 from workers.evaluator import Evaluator
 from workers.feature_metrics import notes, printed_name
@@ -91,7 +92,9 @@ def test_inception_score_has_its_limits():
         inception_score(split_sums(np.full((10, 10), np.nan), 0, 10))
 
 
-def test_precision_and_recall_are_torch_fidelitys(fidelity, features):
+@pytest.mark.parametrize("block", [7, 1024])
+def test_precision_and_recall_are_torch_fidelitys(fidelity, features, monkeypatch, block):
+    monkeypatch.setattr(scores, "CHUNK_ROWS", block)
     x, y = features
     ours = neighborhood_scores(y, x, k=5)
     assert {name: ours[name] for name in ("precision", "recall")} == pytest.approx(fidelity.prc(x, y, 5), rel=1e-6)

@@ -95,7 +95,9 @@ def test_perfect_and_reversed_scores():
     assert scores.detection(np.array([0.0, 1.0]), np.array([2.0, 3.0]))["fpr95_in"] == 1
 
 
-def test_kernel_distance_is_the_double_sum():
+@pytest.mark.parametrize("block", [2, 1024])
+def test_kernel_distance_is_the_double_sum(monkeypatch, block):
+    monkeypatch.setattr(scores, "CHUNK_ROWS", block)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(7, 3)), rng.normal(1, 1, size=(5, 3))
 
