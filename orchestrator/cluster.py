@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -40,21 +42,69 @@ class ClusterError(EbmError):
 def start_ray(address: str | None = None, say: Callable[[str], None] = lambda _: None) -> None:
     """Connect to `address`, else to RAY_ADDRESS, else to the cluster that `ray start` left here, else start one.
 
-    A Ray started here listens on loopback alone and ends with this process; one that this process already holds is
-    used as it is. `say` hears what is done. Raises ClusterError when a named address does not answer.
+    A Ray started here listens on loopback alone, asks for a token (unless RAY_AUTH_MODE says otherwise) and ends with
+    this process; one that this process already holds is used as it is. `say` hears what is done. Raises ClusterError
+    when a named address does not answer.
     """
     for name, value in QUIET_ENV.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
     named = address or os.environ.get("RAY_ADDRESS") or None
-    found = _find_address(named)
-    if found is None:
-        say("starting a Ray on this machine")
-        _init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
-    else:
-        say(f"joining the Ray at {found}")
-        _init(address=found)
+    found, alone = _find(named)
+    with _loopback() if alone else contextlib.nullcontext():
+        if found is None:
+            say("starting a Ray on this machine")
+            _make_token()
+            _init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+        else:
+            say(f"joining the Ray at {found}")
+            _init(address=found)
+
+
+def _find(named: str | None) -> tuple[str | None, bool]:
+    """(host:port of the Ray to join, or None; whether it is on loopback alone, as one to start would be)."""
+    try:
+        if found := _find_address(named):
+            return found, False
+    except ClusterError:
+        pass  # one that listens on loopback alone does not answer at this machine's other address
+    with _loopback():
+        return _find_address(named), True
+
+
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, Ray keeps the address 127.0.0.1 that it is given; by default on Linux it looks for one that other machines
+can reach, and its processes listen on all."""
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """A Ray started inside listens on loopback alone, unless the user has set the variable to something else."""
+    from ray._private import ray_constants
+
+    if os.environ.get(LOOPBACK, "0") != "0":
+        yield
+        return
+    before, had = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(LOOPBACK)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[LOOPBACK] = False, "0"  # this process has read it, its children not
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if had is None:
+            del os.environ[LOOPBACK]
+
+
+def _make_token() -> None:
+    """A token for this user's Ray, in Ray's own place. Ray makes one too, which everybody on the machine can read."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # there is one, or Ray will say what is wrong with this place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
 
 
 def _find_address(named: str | None) -> str | None:
@@ -69,7 +119,9 @@ def _find_address(named: str | None) -> str | None:
         return found
     if named is None:
         return None  # the file that `ray start` wrote outlived its cluster
-    raise ClusterError(f"no Ray answers at {named}; start one with `ray start --head`, or leave out --address")
+    raise ClusterError(
+        f"no Ray answers at {named}; start one with `RAY_AUTH_MODE=token ray start --head`, or leave out --address"
+    )
 
 
 def _answers(address: str) -> bool:

@@ -3,8 +3,13 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from ebm_core.errors import ConfigError
+from orchestrator.config import JobConfig, job_preset, leaves, override
+from orchestrator.train_job import check_data
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ebm_core", "workers", "orchestrator", "benchmarks")
@@ -116,6 +121,19 @@ def test_no_source_unpickles_evaluates_or_loads_code_by_name_but_where_it_is_exp
 )
 def test_the_reader_of_sources_sees_what_it_is_there_for(source: str, expected: str):
     assert expected in set(dangers(source))
+
+
+def test_settings_that_are_text_are_names_from_a_list_or_places(tmp_path: Path):
+    text = {path for path, hint in leaves(JobConfig) if hint is str or str in get_args(hint)}
+    places = {"data.root", "storage", "name"}
+    assert text == {"data.name", "data.attributes", "evaluation.metrics"} | places
+    job = override(job_preset("digits"), [f"storage={tmp_path}", f"data.root={tmp_path}"])
+    for path in sorted(text - places):
+        for name in ("os.system", "torch.nn.Linear", "pickle", "__import__('os')"):
+            with pytest.raises(ConfigError):
+                check_data(override(job, [f"{path}={name}"]))
+    with pytest.raises(ConfigError):
+        override(job, ["name=os/system"])
 
 
 def test_it_does_not_cry_over_what_is_safe():

@@ -100,6 +100,7 @@ start_prometheus() {
 write_environment() {
   cat >"$DIR/env" <<ENV
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/token
+export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 # or Ray listens on all addresses, whatever --node-ip-address says
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$DASHBOARD_PORT
 export AWS_ACCESS_KEY_ID=$AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY=$AWS_SECRET_ACCESS_KEY
 export AWS_ENDPOINT_URL=http://127.0.0.1:$S3_PORT AWS_REGION=us-east-1

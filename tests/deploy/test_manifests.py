@@ -139,6 +139,33 @@ def test_the_compose_file_keeps_the_specification_and_names_only_what_it_has():
         assert build is None or (path.parent / build["context"] / build["dockerfile"]).is_file()
 
 
+def test_every_node_of_the_compose_file_asks_for_the_token():
+    services = read(DEPLOY / "compose/compose.yaml")["services"].values()
+    nodes = [service for service in services if service.get("command", [])[:2] == ["ray", "start"]]
+    assert len(nodes) == 2
+    for node in nodes:
+        assert node["environment"]["RAY_AUTH_MODE"] == "token"
+        assert "ray_token" in node["secrets"]
+
+
+DOCUMENTED = (ROOT / "README.md", *ROOT.glob("docs/*.md"), *(ROOT / "orchestrator").glob("*.py"))
+SCRIPTS = [path for path in DEPLOY.rglob("*") if path.suffix in (".yaml", ".sh") and path.parent.name != "kuberay"]
+STARTS = re.compile(r"\bray start\s+--(head|address)")
+
+
+def test_every_ray_start_that_is_documented_or_scripted_asks_for_a_token():
+    found = 0
+    for path in (*DOCUMENTED, *SCRIPTS):
+        text = path.read_text()
+        for match in STARTS.finditer(text):
+            found += 1
+            before = text if path.suffix == ".sh" else text[max(0, match.start() - 140) : match.start()]
+            assert re.search(r"RAY_AUTH_MODE[=:] ?token", before), f"{path}: {text[match.start() :][:60]!r}"
+    assert found >= 5
+    assert "ENV" in (image := (DEPLOY / "docker/Dockerfile").read_text())
+    assert "RAY_AUTH_MODE=token" in image
+
+
 def test_the_schema_of_compose_refuses_a_misspelt_key_and_a_duration_without_a_unit():
     for key, value in (("comand", []), ("stop_grace_period", "90")):
         tree = read(DEPLOY / "compose/compose.yaml")

@@ -58,6 +58,28 @@ def test_a_demanded_token_that_is_missing_fails(monkeypatch: pytest.MonkeyPatch,
     assert states(doctor._ray_token()) == ["FAIL"]
 
 
+def test_no_token_at_all_is_a_warning_that_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (finding,) = doctor._ray_token()
+    assert finding.state == "WARN"
+    assert "lets anyone who reaches it run code" in finding.what
+    assert "ray get-auth-token --generate" in finding.remedy
+
+
+def test_each_exposed_port_of_a_ray_is_named(monkeypatch: pytest.MonkeyPatch):
+    listening = {str(i): ("00000000" if i % 2 else "0100007F", 7000 + i) for i in range(40)}
+    monkeypatch.setattr(doctor, "_listening", lambda table: listening if table.endswith("tcp") else {})
+    monkeypatch.setattr(doctor, "_ray_sockets", lambda: set(listening))
+    (finding,) = doctor._ray_listeners()
+    assert finding.state == "WARN"
+    for i in range(40):
+        assert (str(7000 + i) in finding.what) == (i % 2 == 1)
+    monkeypatch.setattr(doctor, "_ray_sockets", lambda: {"0", "2"})
+    assert states(doctor._ray_listeners()) == ["OK"]
+
+
 def test_a_token_that_others_can_read_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     token = tmp_path / "token"
     token.write_text("x")
