@@ -59,7 +59,7 @@ class StabilityMonitor:
     def load_state(self, saved: dict[str, Any]) -> None:
         try:
             gaps, num_below = [float(g) for g in saved["gaps"]], int(saved["num_below"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError("the stability monitor's saved state is not readable") from None
         self._gaps.clear()
         self._gaps.extend(gaps)

@@ -169,7 +169,7 @@ def summarise(store: RunStore, name: str) -> RunSummary:
     try:
         tree = run.read_config()
         data, num_steps = str(tree["data"]["name"]), int(tree["train"]["num_steps"])
-    except (StorageError, KeyError, TypeError, ValueError):
+    except (StorageError, KeyError, TypeError, ValueError, OverflowError):
         return RunSummary(name, "?", 0, 0, "damaged", None, {}, None)
     step = max(run.checkpoints(), default=0)
     gap = last_row(run).get("energy_gap")
