@@ -181,6 +181,9 @@ class BufferConfig:
     """Chains that start from U(0, 1) noise instead (Section 3.1: 5 %)."""
     num_shards: int = 8
     """Virtual shards: each worker owns whole shards, so num_shards must be a multiple of cluster.num_workers."""
+    conditions: Literal["data", "kept"] = "data"
+    """Of a conditional energy: a chain that starts from a past sample follows the condition of the data image beside
+    it, or the one that the sample was made for. Only the former shows the energy images under another condition."""
 
     def __post_init__(self) -> None:
         require_finite(self, "buffer")

@@ -6,18 +6,20 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError
 
 from ebm_core.errors import EbmError
+from ebm_core.manifest import FileEntry
 from orchestrator.config import JobConfig
+from orchestrator.saving import Deposits
 
 QUIET_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # ray.train.report waits for the controller's poll
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker, and the end, are noticed at the controller's next poll
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -187,6 +189,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._messages: list[tuple[str, Any]] = []
         self._stop = False
+        self._deposits = Deposits()
 
     def post(self, kind: str, payload: Any) -> None:
         """Leave a message; kinds are `started`, `row`, `note`, `checkpoint`, `checkpoint_duration`
@@ -205,6 +208,14 @@ class Mailbox:
     def stop_requested(self) -> bool:
         """What rank 0 asks between steps."""
         return self._stop
+
+    def deposit(self, attempt: str, rank: int, entries: Sequence[FileEntry]) -> None:
+        """A rank has stored these files of a checkpoint."""
+        self._deposits.add(attempt, rank, entries)
+
+    def deposits(self, attempt: str) -> Mapping[int, list[FileEntry]]:
+        """What the ranks have stored of a checkpoint so far."""
+        return self._deposits.of(attempt)
 
 
 def open_mailbox() -> Any:
