@@ -24,7 +24,8 @@ def test_storing_goes_on_beside_the_caller_and_one_at_a_time():
     second = threading.Thread(target=saver.start, args=(lambda: done.append(2),))
     second.start()
     second.join(0.2)
-    assert second.is_alive() and not done  # a second save waits for the first
+    assert second.is_alive()  # a second save waits for the first
+    assert not done
     go_on.set()
     second.join(PATIENCE_S)
     saver.wait()
