@@ -1,4 +1,4 @@
-"""`make bench-saving`: what storing a CIFAR-10 checkpoint in a folder costs training, and what reading it back takes."""
+"""`make bench-saving`: what storing a CIFAR-10 checkpoint costs training, and what reading it back takes."""
 
 import argparse
 import statistics
