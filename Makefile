@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate up down kills check bench bench-check bench-catalog bench-scoring bench-saving sweep-kills clean
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate up down kills fuzz check bench bench-check bench-catalog bench-scoring bench-saving sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -58,6 +58,14 @@ up: $(VENV)/installed
 down:
 	BIN=$(abspath $(BIN)) deploy/local/cluster.sh stop $(DIR)
 	rm -rf $(DIR)
+
+# Bytes that nobody should have written, into every reader, for ten minutes; FUZZ_SECONDS=60 for less. atheris guides it
+# where its wheel installs; without, the changes are the same and unguided.
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/installed-dev
+	-$(BIN)/python -m pip install --quiet --only-binary :all: atheris -c constraints.txt
+	nice -n 10 $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
 # 200 random kills of a job that only saves, in a folder, on moto and on Ceph RGW: about twenty minutes.
 kills: $(VENV)/installed-dev
 	CONFAB_KILLS=200 $(BIN)/python -m pytest -s --timeout 0 -k random tests/orchestrator/test_saving.py
@@ -68,6 +76,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit
 
 # Speed and memory as ratios measured in one run: about half an hour on two cores, most of it compiling the first time.
 # BENCH_ARGS='--only augmentation cost_curves' runs a part.

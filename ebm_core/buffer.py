@@ -133,6 +133,8 @@ class SampleBuffer(ABC):
             conditions, born = saved["conditions"], saved["born"]
         except KeyError as missing:
             raise CheckpointError(f"buffer shard {shard} lacks the tensor {missing}") from None
+        except (ValueError, RuntimeError, OverflowError):  # not one whole number
+            raise CheckpointError(f"buffer shard {shard} does not say how many samples it has seen") from None
         expected = (min(num_seen, self._capacity[i]), *self._levels.shape[1:])
         fits = levels.dtype == torch.uint8 and born.shape == expected[:1]
         if not fits or tuple(levels.shape) != expected or conditions.shape != (expected[0], self._conditions.shape[1]):

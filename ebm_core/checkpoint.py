@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +24,10 @@ from ebm_core.trainer import TrainState
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+MAX_STATE_BYTES = 16 * 2**20
+"""Of state.json: what is larger was not written by `write_shared`."""
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+"""What Adam keeps of a parameter from its first step on."""
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -94,23 +97,27 @@ def load_energy(folder: Path, which: str = "ema") -> tuple[EnergyModel, TrainCon
     verify(folder)
     cfg = from_tree(TrainConfig, read_about(folder)["config"])
     conditions = num_conditions(cfg.data) if cfg.data.condition != "none" else 0
-    with torch.random.fork_rng(devices=[]):  # building draws initial weights that the file then replaces
-        model = build_energy(cfg.model, cfg.image_shape, conditions)
     name = EMA if which == "ema" else MODEL
-    _fill(model, _tensors(folder / name), name)
+    saved = _tensors(folder / name)
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights that the file then replaces
+        with torch.device("meta"):  # takes no memory: settings that lie about the model's size cost nothing
+            _require_fit(build_energy(cfg.model, cfg.image_shape, conditions), saved, name)
+        model = build_energy(cfg.model, cfg.image_shape, conditions)
+    _fill(model, saved, name)
     return prepare(model, cfg.engine).requires_grad_(False), cfg
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """state.json, with the types of its entries checked."""
     try:
-        about = json.loads((folder / STATE).read_text())
+        with (folder / STATE).open("rb") as file:
+            about = json.loads(file.read(MAX_STATE_BYTES))
         sound = (
             about["format"] == FORMAT
             and all(type(about[k]) is int and about[k] >= 0 for k in ("step", "seed", "num_shards"))
             and all(isinstance(about[k], dict) for k in ("monitor", "config"))
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise CheckpointError(f"{folder.name}/{STATE} is missing, unreadable or of another version")
@@ -120,8 +127,11 @@ def read_about(folder: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError, ValueError) as why:
-        raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {why}") from None
+    except MemoryError:
+        raise
+    except Exception as why:  # of a hostile header torch says what it happens to meet, with its own stack in C++
+        reason = (str(why).splitlines() or [type(why).__name__])[0]
+        raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {reason:.200}") from None
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,6 +139,14 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(model: EnergyModel, saved: dict[str, Tensor], name: str) -> None:
+    _require_fit(model, saved, name)
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            tensor.copy_(saved[key])
+
+
+def _require_fit(model: EnergyModel, saved: dict[str, Tensor], name: str) -> None:
+    """CheckpointError unless names, shapes and types of the tensors are the model's."""
     own = model.state_dict()
     for key in sorted(own.keys() ^ saved.keys()):
         raise CheckpointError(f"{name}: tensor {key!r} is {'missing' if key in own else 'not part of this model'}")
@@ -136,9 +154,6 @@ def _fill(model: EnergyModel, saved: dict[str, Tensor], name: str) -> None:
         if saved[key].shape != tensor.shape or saved[key].dtype != tensor.dtype:
             found = f"{tuple(saved[key].shape)} {saved[key].dtype}"
             raise CheckpointError(f"{name}: {key!r} is {found}, this model needs {tuple(tensor.shape)} {tensor.dtype}")
-    with torch.no_grad():
-        for key, tensor in own.items():
-            tensor.copy_(saved[key])
 
 
 def _moments(state: TrainState) -> dict[str, Tensor]:
@@ -155,10 +170,13 @@ def _fill_moments(state: TrainState, saved: dict[str, Tensor]) -> None:
     remaining = dict(saved)
     for name, parameter in state.model.named_parameters():
         own = {key.rpartition("/")[2]: key for key in saved if key.rpartition("/")[0] == name}
+        if own and own.keys() != MOMENTS:
+            raise CheckpointError(f"{OPTIMIZER}: {name!r} has {', '.join(sorted(own))}, needs {', '.join(MOMENTS)}")
         for kind, key in own.items():
-            value = remaining.pop(key)
-            if kind != "step" and value.shape != parameter.shape:
-                raise CheckpointError(f"{OPTIMIZER}: {key!r} is {tuple(value.shape)}, needs {tuple(parameter.shape)}")
+            value, needed = remaining.pop(key), torch.Size() if kind == "step" else parameter.shape
+            if value.shape != needed or not value.is_floating_point():
+                found = f"{tuple(value.shape)} {value.dtype}"
+                raise CheckpointError(f"{OPTIMIZER}: {key!r} is {found}, needs {tuple(needed)} floats")
             on_device = value if kind == "step" else torch.empty_like(parameter).copy_(value)
             state.optimizer.state[parameter][kind] = on_device
     for key in remaining:

@@ -113,7 +113,8 @@ def verify(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)  # one too many is refused below
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}; this folder is not a complete checkpoint") from None
     try:

@@ -122,14 +122,42 @@ def first_line(why: BaseException) -> str:
     return lines[0] if lines else type(why).__name__
 
 
-def storage_environment() -> dict[str, str]:
-    """What boto3 reads from the environment: it travels with the job's data, for Ray shows its own settings to all."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+class Sealed(Mapping[str, str]):
+    """Variables for `adopt` alone: to whatever shows, logs or writes down a job's data, this is an empty mapping.
+
+    On a Ray the values lie in its object store, so that even a pickle of this (Tune writes some) holds none of them.
+    """
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._held = ray.put(dict(values)) if ray.is_initialized() else dict(values)
+
+    def opened(self) -> dict[str, str]:
+        """The variables."""
+        return ray.get(self._held) if isinstance(self._held, ray.ObjectRef) else self._held
+
+    def __getitem__(self, name: str) -> str:
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def __repr__(self) -> str:
+        return "Sealed()"
+
+
+def storage_environment() -> Sealed:
+    """What boto3 reads from the environment. It travels sealed with the job's data: what Ray knows of a job, its
+    settings, its runtime environment and the configuration of its loop, Ray shows to all."""
+    return Sealed({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
 
 
 def adopt(environment: Mapping[str, str]) -> None:
     """Take over the driver's variables in a worker; what the worker's own machine sets stays."""
-    for name, value in environment.items():
+    values = environment.opened() if isinstance(environment, Sealed) else environment
+    for name, value in values.items():
         os.environ.setdefault(name, value)
 
 

@@ -28,13 +28,13 @@ FORGET_S = 3600.0
 class Exporter(Collector):
     """The values of all runs, over HTTP. Plain, so that tests need no cluster; `open_exporter` makes it an actor."""
 
-    def __init__(self, folder: str, port: int = 0, host: str = "0.0.0.0", seen_as: str = "127.0.0.1") -> None:
-        """Listens on host:port (0: a free port) and writes `folder`/SD_FILE, which names it seen_as:port."""
+    def __init__(self, folder: str, port: int = 0, host: str = "127.0.0.1") -> None:
+        """Listens on host:port (0: a free port), nowhere else, and writes `folder`/SD_FILE, which names it."""
         self._runs: dict[str, tuple[float, list[Sample]]] = {}
         registry = CollectorRegistry()
         registry.register(self)
         self._server, self._thread = start_http_server(port, host, registry)
-        self.target = f"{seen_as}:{self._server.server_port}"
+        self.target = f"{host}:{self._server.server_port}"
         self._file = Path(folder, SD_FILE)
         draft = self._file.with_name(f".{SD_FILE}-{os.getpid()}")
         draft.write_text(json.dumps([{"labels": {"job": "ebm"}, "targets": [self.target]}]))
@@ -102,9 +102,8 @@ class _ExporterActor(Exporter):
         from ray._private import worker
 
         node: Any = worker._global_node
-        super().__init__(
-            node.get_temp_dir_path(), int(os.environ.get(PORT_VARIABLE) or 0), seen_as=ray.util.get_node_ip_address()
-        )
+        port = int(os.environ.get(PORT_VARIABLE) or 0)
+        super().__init__(node.get_temp_dir_path(), port, ray.util.get_node_ip_address())  # loopback, if Ray is there
 
 
 class Link:

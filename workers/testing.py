@@ -21,7 +21,7 @@ from threading import Barrier
 from typing import Any
 
 from ebm_core.errors import CheckpointError, EbmError
-from ebm_core.manifest import MANIFEST_NAME, describe, manifest_bytes, verify
+from ebm_core.manifest import MANIFEST_NAME, FileEntry, describe, manifest_bytes, verify
 
 OpenStore = Callable[[str], Any]
 Check = Callable[[OpenStore], None]
@@ -50,6 +50,24 @@ BAD_KEYS = (
     "ａ",  # full-width a
     "a／b",  # full-width solidus
     "․․/outside",  # one dot leaders
+    "．．/outside",  # full-width full stops
+    "﹒﹒/outside",  # small full stops
+    "‥/outside",  # two dot leader
+    "..∕outside",  # division slash
+    "..⁄outside",  # fraction slash
+    "..⧸outside",  # big solidus
+    "a\u200b/b",  # zero width space
+    "a\u202eb",  # right-to-left override
+    "a/..\0/b",
+    "..",
+    "a/..",
+    "..%2foutside",
+    "%2e%2e/outside",
+    "a\\..\\..\\outside",
+    "\\\\server\\share",
+    "file:///outside",
+    "a\rb",
+    "b\n",
     "café",
     "a*",
     "a?b",
@@ -316,6 +334,33 @@ def check_runs(open_store: OpenStore) -> None:
         expect_error(EbmError, store.run, name)
 
 
+def check_run_keys(open_store: OpenStore) -> None:
+    """No key of a run reaches another run or leaves the store, whichever call it is given to."""
+    store = open_store("run-keys")
+    store.run("other").write_config({"name": "other"})
+    run = store.run("r")
+    run.write_config({"name": "r"})
+    before = {info.key: info.size for info in store.objects.list()}
+    for key in ("../other/config.json", "checkpoints/../../other/config.json", *BAD_KEYS):
+        expect_error(EbmError, run.write_bytes, key, b"evil")
+        expect_error(EbmError, run.write_json, key, {})
+        expect_error(EbmError, run.read_bytes, key)
+        expect_error(EbmError, run.read_json, key)
+        expect_error(EbmError, run.delete, key)
+        if key not in ("", "a/"):  # prefixes that a listing may have
+            expect_error(EbmError, lambda key=key: list(run.list(key)))
+        for attempt in (key, f"attempt-0123456789abcdef/{key}"):
+            expect_error(EbmError, run.commit, 1, attempt, manifest_bytes(_ONE_FILE, 1))
+        with tempfile.TemporaryDirectory() as folder:
+            expect_error(EbmError, run.put_checkpoint_file, 1, key, Path(folder, "model.safetensors"))
+    for step in (-1, 10**9, True, "../other", 1.0):
+        expect_error(EbmError, run.at, step)
+    assert {info.key: info.size for info in store.objects.list()} == before
+
+
+_ONE_FILE = (FileEntry("state.json", 2, hashlib.sha256(b"{}").hexdigest()),)
+
+
 def check_commit(open_store: OpenStore) -> None:
     """A checkpoint is invisible before its commit and complete after it, with the layout that readers rely on."""
     run = open_store("commit").run("r")
@@ -518,6 +563,7 @@ def check_retention_of_unsound(open_store: OpenStore) -> None:
 
 RUN_CHECKS: tuple[Check, ...] = (
     check_runs,
+    check_run_keys,
     check_commit,
     check_commit_again,
     check_commit_race,

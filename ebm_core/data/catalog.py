@@ -2,7 +2,9 @@
 
 import difflib
 import http.client
+import tarfile
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ebm_core.config import DataConfig
 from ebm_core.data import folders, lsun, small
+from ebm_core.data.archives import filtered_archives
 from ebm_core.data.dataset import Dataset, limited
 from ebm_core.data.objects import OBJECT_ATTRIBUTES, OBJECT_CLASSES, objects
 from ebm_core.data.vision import torchvision
@@ -172,10 +175,10 @@ def download(name: str, root: str | Path) -> str:
     if name in ELSEWHERE:
         raise DataError(f"{name}: not available through torchvision; {ELSEWHERE[name].format(root=root)}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), filtered_archives():
             warnings.simplefilter("ignore")  # torchvision's readers are older than numpy's warnings
             _fetch(name, Path(root))
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+    except (OSError, EOFError, RuntimeError, http.client.HTTPException, tarfile.TarError, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{name}: download to {root} failed ({reason}); check the network and the folder") from error
     return f"{name}: files are in {root}"

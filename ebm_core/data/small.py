@@ -20,6 +20,8 @@ from ebm_core.errors import DataError
 
 TEN = tuple("0123456789")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+MAX_IDX_BYTES = 64 * 2**20
+"""Of an unpacked idx file; the largest published one has 47,040,016."""
 DIGITS_TEST = 297
 """Of scikit-learn's 1,797 digits; the other 1,500 are for training."""
 
@@ -81,9 +83,12 @@ def _read_idx(cfg: DataConfig, path: Path, num_dims: int, md5: Mapping[str, str]
     content = read_checked(cfg, path, md5.get(path.relative_to(cfg.root).as_posix()))
     if path.suffix == ".gz":
         try:
-            content = gzip.decompress(content)
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+                content = packed.read(MAX_IDX_BYTES + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: damaged gzip file ({error}); delete it and get it again") from error
+        if len(content) > MAX_IDX_BYTES:
+            raise DataError(f"{path}: unpacks to more than {MAX_IDX_BYTES} bytes; delete it and get it again")
     start = 4 + 4 * num_dims
     if content[:4] != bytes((0, 0, 8, num_dims)) or len(content) < start:
         raise DataError(f"{path}: not an idx file of uint8 in {num_dims} dimensions; delete it and get it again")

@@ -123,9 +123,10 @@ def test_rows_come_faster_than_they_are_sent(exporter: Exporter, monkeypatch: py
 
 
 def test_prometheus_finds_the_exporter_by_its_file_which_goes_with_it(tmp_path: Path):
-    shown = Exporter(str(tmp_path), host="127.0.0.1", seen_as="10.0.0.7")
+    shown = Exporter(str(tmp_path), host="127.0.0.7")  # as a node of this address
     (entry,) = json.loads((tmp_path / SD_FILE).read_text())
-    assert entry["targets"] == [f"10.0.0.7:{shown._server.server_port}"]
+    assert entry["targets"] == [f"127.0.0.7:{shown._server.server_port}"]
+    assert shown._server.server_address[0] == "127.0.0.7"  # and on no other address
     shown.close()
     assert list(tmp_path.iterdir()) == []
 

@@ -152,6 +152,15 @@ def test_the_root_itself_may_be_a_link(store: FolderStore, tmp_path: Path):
     assert FolderStore(tmp_path / "alias").get("folder/key") == b"x"
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_under_a_key_is_a_missing_object_and_nobody_waits_for_it(store: FolderStore, tmp_path: Path):
+    os.mkfifo(store.root / "pipe")
+    assert not store.exists("pipe")
+    for call in (store.get, store.size, lambda key: store.get_file(key, tmp_path / "copy")):
+        with pytest.raises(ObjectMissing, match="pipe"):
+            call("pipe")
+
+
 def test_what_lies_between_the_objects_is_not_listed(store: FolderStore):
     os.mkfifo(store.root / "pipe")
     (store.root / ".tmp-1").write_text("torn")

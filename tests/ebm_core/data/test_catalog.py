@@ -5,18 +5,30 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import struct
+import tarfile
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from ebm_core.config import DataConfig
-from ebm_core.data import DATASETS, check_files, condition_table, default_config, download, load, num_conditions
+from ebm_core.data import (
+    DATASETS,
+    archives,
+    check_files,
+    condition_table,
+    default_config,
+    download,
+    load,
+    num_conditions,
+)
 from ebm_core.data import catalog as module
 from ebm_core.data.files import MD5
 from ebm_core.data.vision import torchvision
@@ -25,6 +37,7 @@ from ebm_core.presets import PRESETS
 
 DIGITS = DataConfig(name="digits", image_size=8, channels=1)
 OBJECTS = DataConfig(name="objects", image_size=16)
+DOWNLOADED = ["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "textures"]
 FILES = [name for name in DATASETS if name not in ("digits", "objects")]
 
 
@@ -200,7 +213,7 @@ def test_a_download_through_torchvision_ends_in_files_that_can_be_loaded(tmp_pat
     assert (len(load(cfg)), len(load(cfg, "test"))) == (12, 6)
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "textures"])
+@pytest.mark.parametrize("name", DOWNLOADED)
 def test_a_download_without_a_network_fails_in_one_line(name, tmp_path, monkeypatch):
     def unreachable(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
@@ -209,6 +222,85 @@ def test_a_download_without_a_network_fails_in_one_line(name, tmp_path, monkeypa
     with pytest.raises(DataError, match=f"{name}: download to {tmp_path} failed") as caught:
         download(name, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def archive(*members: tuple[str, dict[str, object]]) -> bytes:
+    """A packed tar archive with members of two bytes, each with these attributes."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, attributes in members:
+            member = tarfile.TarInfo(name)
+            member.size = 2
+            for attribute, value in attributes.items():
+                setattr(member, attribute, value)
+            tar.addfile(member, io.BytesIO(b"no") if member.isreg() else None)
+    return packed.getvalue()
+
+
+class Answer(io.BytesIO):
+    """What urlopen returns."""
+
+    url = None
+    length = None
+    headers: ClassVar[dict[str, str]] = {}
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_a_downloaded_file_that_is_not_the_published_one_is_neither_unpacked_nor_read(name, tmp_path, monkeypatch):
+    content, unpacked = archive(("evil", {})), []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_args, **_kwargs: Answer(content))
+    monkeypatch.setattr(tarfile, "open", lambda *args, **_: unpacked.append(args))
+    monkeypatch.setattr(gzip, "open", lambda *args, **_: unpacked.append(args))
+    with pytest.raises(DataError, match=f"{name}: download to {tmp_path} failed"):
+        download(name, tmp_path)
+    assert unpacked == []
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ("../outside", {}),
+        ("a/../../outside", {}),
+        ("link", {"type": tarfile.SYMTYPE, "linkname": "../../outside"}),
+        ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+        ("hard", {"type": tarfile.LNKTYPE, "linkname": "../../outside"}),
+        ("pipe", {"type": tarfile.FIFOTYPE}),
+        ("device", {"type": tarfile.CHRTYPE}),
+    ],
+    ids=lambda member: f"{member[0]} {member[1].get('linkname', '')}",
+)
+def test_an_archive_that_reaches_outside_is_refused_though_its_sum_is_right(member, tmp_path, monkeypatch):
+    content = archive(("cifar-10-batches-py/readme", {}), member)
+    serve_cifar(content, monkeypatch)
+    root = tmp_path / "deep" / "root"
+    with pytest.raises(DataError, match=r"cifar10: download to .* failed") as caught:
+        download("cifar10", root)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["root"]
+    assert all(path.is_dir() or (path.is_file() and not path.is_symlink()) for path in root.rglob("*"))
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_has(tmp_path, monkeypatch):
+    content = archive(*((f"file-{number}", {}) for number in range(10)))
+    serve_cifar(content, monkeypatch)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 9)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        download("cifar10", tmp_path)
+    assert len(list(tmp_path.glob("file-*"))) <= 4
+
+
+def test_the_filter_is_for_downloads_alone():
+    before = tarfile.TarFile.extraction_filter
+    with archives.filtered_archives():
+        assert tarfile.TarFile.extraction_filter is not before
+    assert tarfile.TarFile.extraction_filter is before
+
+
+def serve_cifar(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10's server now has this archive, and its sum counts as published."""
+    monkeypatch.setattr(torchvision().datasets.CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_args, **_kwargs: Answer(content))
 
 
 @pytest.mark.parametrize("name", ["celeba_hq", "lsun_bedroom", "image_folder"])

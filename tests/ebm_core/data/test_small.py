@@ -5,6 +5,7 @@ import hashlib
 import io
 import pickle
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,19 @@ def test_a_gzip_file_that_breaks_off_is_refused_by_name(tmp_path):
     cfg = DataConfig(name="mnist", root=str(tmp_path), image_size=28, channels=1)
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: damaged gzip file"):
         small.mnist(cfg, "train", md5_of(tmp_path))
+
+
+def test_a_small_gzip_file_that_unpacks_to_a_huge_one_is_refused_without_unpacking_it_all(tmp_path):
+    write_idx_set(tmp_path, "MNIST", gzip.compress)
+    head = struct.pack(">HBBIII", 0, 8, 3, 2**20, 28, 28)
+    bomb = gzip.compress(head + bytes(small.MAX_IDX_BYTES), 1)
+    assert len(bomb) < small.MAX_IDX_BYTES / 100
+    (tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz").write_bytes(bomb + gzip.compress(bytes(2**20)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: unpacks to more than 67108864 bytes"):
+        small.mnist(DataConfig(name="mnist", root=str(tmp_path), image_size=28, channels=1), "train", md5_of(tmp_path))
+    assert tracemalloc.get_traced_memory()[1] < 3 * small.MAX_IDX_BYTES
+    tracemalloc.stop()
 
 
 def test_a_label_that_is_no_digit_is_refused(tmp_path):
