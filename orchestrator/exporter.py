@@ -80,6 +80,9 @@ class Exporter(Collector):
 
 def open_exporter() -> Any:
     """The cluster's exporter: the one that is there, else a new one on the head node. Waits for nothing."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    outside: Any = PlacementGroupSchedulingStrategy(placement_group=None)  # of the group of a sweep's trial
     return (
         ray.remote(_ExporterActor)
         .options(
@@ -90,6 +93,7 @@ def open_exporter() -> Any:
             num_cpus=0,
             resources={"node:__internal_head__": 0.001},
             max_restarts=-1,
+            scheduling_strategy=outside,
         )
         .remote()
     )
