@@ -82,7 +82,8 @@ def open_exporter() -> Any:
     """The cluster's exporter: the one that is there, else a new one on the head node. Waits for nothing."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    outside: Any = PlacementGroupSchedulingStrategy(placement_group=None)  # of the group of a sweep's trial
+    none: Any = None  # outside of the group of a sweep's trial
+    outside: Any = PlacementGroupSchedulingStrategy(placement_group=none)
     return (
         ray.remote(_ExporterActor)
         .options(
