@@ -9,6 +9,7 @@ costs), then listed from it. --uri takes a real server instead of the two.
 import argparse
 import contextlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -66,6 +67,7 @@ def moto_server() -> Iterator[str]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
