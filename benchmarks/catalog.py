@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ def measure(uri: str, count: int) -> dict[str, float]:
         started = time.perf_counter()
         result = work()  # pyright: ignore[reportCallIssue]
         seconds[name] = round(time.perf_counter() - started, 2)
+        print(f"{name}: {seconds[name]} s, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
         return result
 
     timed("write the runs", lambda: generate(store, count))

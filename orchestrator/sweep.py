@@ -39,8 +39,9 @@ DRIVER_RESOURCES = {"memory": 2.0**20}
 1.99 of two CPUs are left, which hold one worker."""
 PROCESS_RETRIES = 3
 """A trial whose process dies is started again so often, from its run's newest checkpoint."""
-STOP_GRACE_S = 60.0
-"""Trials that were asked to store a checkpoint and leave are ended after so long."""
+STOP_GRACE_S = 45.0
+"""Trials that were asked to store a checkpoint and leave are ended after so long: before a stopped Ray job is killed
+(submit.STOP_WAIT_S)."""
 POLL_S = 0.5
 
 TUNE_ENV = {
@@ -157,6 +158,7 @@ class _Driver(tune.Callback, tune.Stopper):
                 scheduler=scheduler,
                 num_samples=num_trials(self._plan),
                 max_concurrent_trials=self._room.concurrent,
+                reuse_actors=scheduler is None,  # a new process costs seconds; of a stopped trial, threads live on
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
