@@ -3,6 +3,8 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -12,9 +14,15 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from orchestrator import cluster
 from orchestrator.cluster import ClusterError, places, worker_resources
 from orchestrator.config import JobConfig, job_preset, override
+from orchestrator.evaluate import new_actor
+from orchestrator.exporter import open_exporter
+from orchestrator.fetch import FetchCheckpoint
+from orchestrator.request import EvaluationRequest
+from orchestrator.sweep import DRIVER_RESOURCES
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_room import find_room
 from orchestrator.train_job import scaling
+from workers.weights import Weights
 
 pytestmark = [
     pytest.mark.cluster,
@@ -62,6 +70,25 @@ def test_a_worker_of_half_a_gpu_gets_half_a_gpu_from_ray(tmp_path_factory: pytes
         tell, scaling_config=scaling(half, resources), run_config=RunConfig(name="half", storage_path=folder)
     )
     assert trainer.fit().return_value == 0.5
+
+
+def test_what_a_trial_starts_may_lie_outside_of_what_it_has_reserved(tmp_path: Path):
+    # Tune gives a trial's process a placement group, and whatever that process starts would have to fit into it.
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([DRIVER_RESOURCES])
+    inside: Any = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+
+    def start() -> list[Any]:
+        fetch = FetchCheckpoint(str(tmp_path), "run", {})
+        request = EvaluationRequest(metrics=("energy_gap",), use_gpu=True)
+        return [open_exporter(), new_actor(fetch, request, Weights.default(), num_cpus=0)]
+
+    trial = ray.remote(num_cpus=0, scheduling_strategy=inside)(start)
+    for actor in ray.get(trial.remote()):
+        ray.get(actor.__ray_ready__.remote())
+        ray.kill(actor)
 
 
 def test_a_job_on_gpus_asks_for_a_whole_one_and_a_job_on_cpus_for_none():
