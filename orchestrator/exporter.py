@@ -80,10 +80,6 @@ class Exporter(Collector):
 
 def open_exporter() -> Any:
     """The cluster's exporter: the one that is there, else a new one on the head node. Waits for nothing."""
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    none: Any = None  # outside of the group of a sweep's trial
-    outside: Any = PlacementGroupSchedulingStrategy(placement_group=none)
     return (
         ray.remote(_ExporterActor)
         .options(
@@ -94,7 +90,7 @@ def open_exporter() -> Any:
             num_cpus=0,
             resources={"node:__internal_head__": 0.001},
             max_restarts=-1,
-            scheduling_strategy=outside,
+            scheduling_strategy="DEFAULT",  # a sweep's trial may ask: not within what it reserved
         )
         .remote()
     )
