@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate up down kills fuzz check bench bench-check bench-catalog bench-scoring sweep-kills clean
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate up down kills fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-sweep sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -90,6 +90,14 @@ bench-catalog: $(VENV)/installed-dev
 # What scoring costs: Frechet distance, merging, two actors, memory, beside training. About six minutes.
 bench-scoring: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.scoring
+
+# What storing a checkpoint costs training, and what reading it back takes. About a minute.
+bench-saving: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.saving
+
+# What a sweep costs over the same jobs one after another: about ten minutes.
+bench-sweep: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.sweep_overhead
 
 # Kill -9 the driver of a small sweep at ten random moments: the results must be those of one that nobody killed.
 sweep-kills: $(VENV)/installed-dev

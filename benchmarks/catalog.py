@@ -9,7 +9,9 @@ costs), then listed from it. --uri takes a real server instead of the two.
 import argparse
 import contextlib
 import json
+import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,6 +52,7 @@ def measure(uri: str, count: int) -> dict[str, float]:
         started = time.perf_counter()
         result = work()  # pyright: ignore[reportCallIssue]
         seconds[name] = round(time.perf_counter() - started, 2)
+        print(f"{name}: {seconds[name]} s, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
         return result
 
     timed("write the runs", lambda: generate(store, count))
@@ -66,6 +69,7 @@ def moto_server() -> Iterator[str]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()

@@ -43,6 +43,7 @@ class DataConfig:
     image_size: int = 32
     """Height and width in pixels; other sizes are resized (short side, antialiased) and cropped to the centre."""
     channels: int = 3
+    """Colours: 1 (grey) or 3 (RGB); images of the other kind are converted."""
     condition: Literal["none", "label", "attributes"] = "none"
     """What a conditional energy E(x, c) is told about an image (Section 3.3)."""
     attributes: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class ModelConfig:
     standardize_weights: bool = True
     """Give the convolutions inside blocks zero-mean, unit-length filters (the published code: unit variance)."""
     attention: bool = True
+    """Self-attention at a low resolution (Fig. 11)."""
     multiscale: bool = True
     """Sum energies of the full, half and quarter resolution (Section 2.4)."""
     scale_mode: Literal["code", "paper"] = "code"
@@ -91,6 +93,7 @@ class SamplerConfig:
     """The chain that draws negatives (Appendix A.2) and, at test time, images (Section 2.3)."""
 
     kind: Literal["langevin", "hmc"] = "langevin"
+    """Langevin dynamics (Eq. 2), or Hamiltonian Monte Carlo."""
     num_steps: int = 40
     """Steps of a training chain."""
     step_size: float = 100.0
@@ -175,12 +178,16 @@ class BufferConfig:
     """The store of past samples that chains start from (Section 2.5)."""
 
     kind: Literal["reservoir", "fifo"] = "reservoir"
+    """Which past samples are kept: a uniform choice of all of them, or the newest."""
     capacity: int = 10_000
     """Samples over all shards (Section 3.1)."""
     restart_fraction: float = 0.05
     """Chains that start from U(0, 1) noise instead (Section 3.1: 5 %)."""
     num_shards: int = 8
     """Virtual shards: each worker owns whole shards, so num_shards must be a multiple of cluster.num_workers."""
+    conditions: Literal["data", "kept"] = "data"
+    """Of a conditional energy: a chain that starts from a past sample follows the condition of the data image beside
+    it, or the one that the sample was made for. Only the former shows the energy images under another condition."""
 
     def __post_init__(self) -> None:
         require_finite(self, "buffer")
@@ -199,11 +206,15 @@ class AugmentConfig:
     """Data augmentation transitions (Section 2.3, Appendix A.2), one random parameter set per sample."""
 
     enabled: bool = True
+    """Augment past samples before chains go on from them (Section 2.3)."""
     color_strength: float = 1.0
     """Colour jitter (0.8, 0.8, 0.8, 0.4) x strength, as in SimCLR: 1.0 for CIFAR-10, 0.5 for CelebA-HQ and LSUN."""
     color_prob: float = 0.8
+    """Chance that a sample gets the colour jitter."""
     grayscale_prob: float = 0.2
+    """Chance that a sample loses its colour."""
     flip_prob: float = 0.5
+    """Chance of a mirror image."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """Area of the random resized crop, as a fraction of the image; (1, 1) with ratio (1, 1) leaves it alone."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
@@ -211,7 +222,9 @@ class AugmentConfig:
     blur_kernel: int = 5
     """Pixels: 5 for CIFAR-10, 11 for CelebA-HQ and LSUN."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the Gaussian's width in pixels."""
     blur_prob: float = 0.5
+    """Chance of a blur."""
 
     def __post_init__(self) -> None:
         require_finite(self, "augment")
@@ -235,7 +248,9 @@ class OptimizerConfig:
     """Adam (Section 3.1) with the published code's betas, and the EMA of the parameters."""
 
     lr: float = 2e-4
+    """Learning rate of Adam."""
     betas: tuple[float, float] = (0.0, 0.9)
+    """Adam's decay rates of the mean and of the mean square of gradients."""
     grad_clip: float | None = None
     """Largest norm of the whole gradient (published code: 0.5); null: no clipping."""
     ema_decay: float = 0.999
@@ -261,6 +276,7 @@ class LoopConfig:
     batch_size: int = 128
     """Images per step over all workers."""
     log_every: int = 10
+    """Steps between two rows of metrics; the first step is always logged."""
     grad_norms_every: int = 0
     """Log the gradient norm of each loss term every so many steps (Fig. 12); 0: never. Costs a backward pass a term."""
     gap_limit: float = -0.5
@@ -337,6 +353,7 @@ class TrainConfig:
     """All that training needs and no cluster: what `init_state` and `train_step` take."""
 
     seed: int = 0
+    """Of everything random: weights, data order, chains, buffer."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -115,7 +115,8 @@ def step_streams(state: TrainState, purpose: str, cfg: TrainConfig) -> ShardStre
 def chain_starts(state: TrainState, cfg: TrainConfig, condition: Tensor | None) -> tuple[Samples, Tensor | None]:
     """Where the chains begin: augmented past samples (2.3), a fraction of them replaced by U(0, 1) noise (3.1).
 
-    A chain keeps the condition that its sample was made for; one that restarts takes the data's.
+    A chain follows the data's condition, or keeps the one that its sample was made for (`buffer.conditions`); one that
+    restarts takes the data's.
     """
     count = sum(state.shards.sizes(cfg.train.batch_size))
     noise = uniform((count, *cfg.image_shape), step_streams(state, "noise", cfg), state.device)
@@ -126,7 +127,9 @@ def chain_starts(state: TrainState, cfg: TrainConfig, condition: Tensor | None) 
     x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg))
     restart = uniform((count,), step_streams(state, "restart", cfg), state.device) < cfg.buffer.restart_fraction
     x_init = torch.where(restart.view(-1, 1, 1, 1), noise, x_past)
-    return x_init, None if condition is None else torch.where(restart.view(-1, 1), condition, condition_past)
+    if condition is None or cfg.buffer.conditions == "data":
+        return x_init, condition
+    return x_init, torch.where(restart.view(-1, 1), condition, condition_past)
 
 
 def past_samples(state: TrainState, cfg: TrainConfig) -> Samples | None:

@@ -21,7 +21,7 @@ JobName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name (its n
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show what the job prints until it ends.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-COMMANDS = ("train", "evaluate", "resume", "clone")
+COMMANDS = ("train", "sweep", "evaluate", "resume", "clone")
 STATUS_STOPPED = 143
 
 

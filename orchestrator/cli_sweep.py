@@ -1,11 +1,16 @@
 """`ebm sweep`."""
 
+import dataclasses
 import sys
-from typing import Annotated, Optional
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from orchestrator.cli_options import Address, Settings, open_console, print_table
+
+if TYPE_CHECKING:
+    from orchestrator.sweep_plan import SweepRequest
 
 
 def sweep(
@@ -39,7 +44,7 @@ def sweep(
     Examples: ebm sweep table2 --smoke
     ebm sweep digits sampler.step_size='loguniform(0.5,10)' --trials 8 --scheduler asha
     """
-    from orchestrator.sweep_plan import SweepRequest, make_plan
+    from orchestrator.sweep_plan import SweepRequest, concurrent_trials, make_plan
 
     request = SweepRequest(
         preset=preset,
@@ -56,17 +61,18 @@ def sweep(
         smoke=smoke,
     )
     plan, base = make_plan(what, request)
+    concurrent = concurrent_trials(what, request)
     if dry_run:
         from orchestrator.sweep_estimate import show_dry_run
 
-        show_dry_run(plan, base, request.max_concurrent, address)
+        show_dry_run(plan, base, concurrent, address)
         return
     from orchestrator.sweep import run_sweep
     from orchestrator.sweep_display import open_sweep_display
     from orchestrator.sweep_table import links, sweep_table
 
     display = open_sweep_display(plan.mode)
-    stored, number = run_sweep(plan, base, max_concurrent=request.max_concurrent, address=address, display=display)
+    stored, number = run_sweep(plan, base, max_concurrent=concurrent, address=address, display=display)
     table = sweep_table(stored)
     print_table(table.title, table.columns, table.rows)
     if table.note:
@@ -77,3 +83,17 @@ def sweep(
     if number is not None or left:
         print(f"sweep {plan.name} is not complete; go on with the same command", file=sys.stderr)
         raise typer.Exit(128 + number if number is not None else 1)
+
+
+def parse_words(words: Sequence[str]) -> tuple[str, "SweepRequest"]:
+    """(WHAT, what is asked for) of `ebm sweep WORDS`. Raises ConfigError, or what the command line raises."""
+    from typer.main import get_command
+
+    from orchestrator.sweep_plan import SweepRequest
+
+    app = typer.Typer(add_completion=False)
+    app.command()(sweep)
+    given = get_command(app).make_context("ebm sweep", list(words)).params
+    given["settings"] = tuple(given["settings"] or ())
+    fields = {field.name for field in dataclasses.fields(SweepRequest)}
+    return given["what"], SweepRequest(**{name: value for name, value in given.items() if name in fields})

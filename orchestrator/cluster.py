@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,13 @@ import ray
 from ray.exceptions import RayActorError
 
 from ebm_core.errors import EbmError
+from ebm_core.manifest import FileEntry
 from orchestrator.config import JobConfig
+from orchestrator.saving import Deposits
 
 QUIET_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # ray.train.report waits for the controller's poll
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker, and the end, are noticed at the controller's next poll
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -212,28 +215,38 @@ def adopt(environment: Mapping[str, str]) -> None:
 
 
 def worker_resources(job: JobConfig) -> dict[str, float]:
-    """What each worker reserves: its CPUs (null: the largest equal share) and, with cluster.use_gpu, one GPU.
+    """What each worker reserves: its CPUs (null: the largest equal share) and, with cluster.use_gpu, its GPU or share.
 
     Raises ClusterError when this Ray can never hold cluster.num_workers such workers.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers, gpu = job.cluster.num_workers, 1 if job.cluster.use_gpu else 0
+    workers, gpu = job.cluster.num_workers, gpu_share(job)
 
     def fits(cpus: int) -> bool:
-        rooms = (min(n.get("CPU", 0) // cpus, n.get("GPU", 0) // gpu if gpu else workers) for n in nodes)
-        return sum(rooms) >= workers
+        return sum(places(n, cpus, gpu) for n in nodes) >= workers
 
     wanted = job.cluster.cpus_per_worker
     most = int(max((n.get("CPU", 0) for n in nodes), default=0))
     cpus = wanted or next((c for c in range(most, 0, -1) if fits(c)), 0)
     if cpus == 0 or not fits(cpus):
         total = {kind: sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU")}
-        need = f"{wanted or 1} CPU{' and 1 GPU' if gpu else ''}"
+        need = f"{wanted or 1} CPU{f' and {gpu:g} GPU' if gpu else ''}"
         raise ClusterError(
             f"cluster.num_workers = {workers}: each needs {need}, this Ray has {total['CPU']:g} CPUs and "
             f"{total['GPU']:g} GPUs on {len(nodes)} node{'s' if len(nodes) != 1 else ''}; ask for fewer or add nodes"
         )
     return {"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}
+
+
+def gpu_share(job: JobConfig) -> float:
+    """GPUs that each worker reserves: 0, 1 or a part of one."""
+    return job.cluster.gpus_per_worker if job.cluster.use_gpu else 0.0
+
+
+def places(node: Mapping[str, float], cpus: int, gpu: float) -> int:
+    """How many workers of so many CPUs and so much of one GPU a node holds. Ray never spreads a share over cards."""
+    room = int(node.get("CPU", 0) // cpus)
+    return min(room, int(node.get("GPU", 0)) * math.floor(1 / gpu + 1e-9)) if gpu else room
 
 
 def is_shared() -> bool:
@@ -267,6 +280,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._messages: list[tuple[str, Any]] = []
         self._stop = False
+        self._deposits = Deposits()
 
     def post(self, kind: str, payload: Any) -> None:
         """Leave a message; kinds are `started`, `row`, `note`, `checkpoint`, `checkpoint_duration`
@@ -285,6 +299,14 @@ class Mailbox:
     def stop_requested(self) -> bool:
         """What rank 0 asks between steps."""
         return self._stop
+
+    def deposit(self, attempt: str, rank: int, entries: Sequence[FileEntry]) -> None:
+        """A rank has stored these files of a checkpoint."""
+        self._deposits.add(attempt, rank, entries)
+
+    def deposits(self, attempt: str) -> Mapping[int, list[FileEntry]]:
+        """What the ranks have stored of a checkpoint so far."""
+        return self._deposits.of(attempt)
 
 
 def open_mailbox() -> Any:

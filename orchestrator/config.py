@@ -89,7 +89,10 @@ class ClusterConfig:
     num_workers: int = 1
     """Processes that share each batch; must divide train.batch_size and buffer.num_shards."""
     use_gpu: bool = False
-    """One GPU per worker (nccl); otherwise CPUs (gloo)."""
+    """GPUs (nccl); otherwise CPUs (gloo)."""
+    gpus_per_worker: float = 1.0
+    """Share of a GPU that each worker reserves with use_gpu; below 1, several jobs or trials of one worker have a card
+    together. Ray counts shares and limits nothing: the jobs' memory must fit beside each other."""
     cpus_per_worker: int | None = None
     """CPUs that each worker reserves; null: an equal share of the smallest node."""
     max_failures: int = 3
@@ -99,6 +102,12 @@ class ClusterConfig:
         require(1 <= self.num_workers <= 4096, "cluster.num_workers", self.num_workers, "must lie in 1 to 4096")
         cpus = self.cpus_per_worker
         require(cpus is None or cpus >= 1, "cluster.cpus_per_worker", cpus, "must be at least 1, or null for a share")
+        gpus = self.gpus_per_worker
+        require(0.01 <= gpus <= 1, "cluster.gpus_per_worker", gpus, "must lie in 0.01 to 1; a worker uses one card")
+        if gpus < 1:
+            alone = "needs cluster.num_workers=1, for the workers of one job cannot share a card (nccl)"
+            require(self.num_workers == 1, "cluster.gpus_per_worker", gpus, alone)
+            require(self.use_gpu, "cluster.gpus_per_worker", gpus, "needs cluster.use_gpu=true")
         require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
 
 

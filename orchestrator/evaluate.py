@@ -163,7 +163,8 @@ def new_actor(fetch: FetchCheckpoint, request: EvaluationRequest, weights: Weigh
     """An actor that scores checkpoints of one run, with a GPU of its own where the request asks for it."""
     actor = evaluator_actor(num_cpus=num_cpus, num_gpus=1 if request.use_gpu else 0)
     options = {"num_reference": request.num_reference, "weights": weights}
-    return actor.options(runtime_env={"env_vars": WORKER_ENV}).remote(fetch, None, options)
+    outside = "DEFAULT"  # of what a sweep's trial has reserved for itself: there is no GPU in it
+    return actor.options(runtime_env={"env_vars": WORKER_ENV}, scheduling_strategy=outside).remote(fetch, None, options)
 
 
 def _num_actors(request: EvaluationRequest) -> int:

@@ -90,6 +90,7 @@ def open_exporter() -> Any:
             num_cpus=0,
             resources={"node:__internal_head__": 0.001},
             max_restarts=-1,
+            scheduling_strategy="DEFAULT",  # a sweep's trial may ask: not within what it reserved
         )
         .remote()
     )

@@ -28,6 +28,8 @@ def check_words(words: Sequence[str]) -> tuple[str, list[str], dict[str, Any] | 
         raise ConfigError(f"{(words or ['?'])[0]!r} cannot be submitted; known are {', '.join(COMMANDS)}")
     if words[0] == "train":
         return _check_train(list(words[1:]))
+    if words[0] == "sweep":
+        return _check_sweep(list(words))
     return _check_stored(list(words))
 
 
@@ -44,6 +46,21 @@ def _check_train(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
     if any(word.startswith("data.root=") for word in settings):
         _require_shared("data.root", job.data.root)
     return str(job.name), ["train", preset, *settings], to_tree(job)
+
+
+def _check_sweep(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
+    """The sweep's own checks, here and not minutes later; its name is that of the job."""
+    from orchestrator.cli_sweep import parse_words
+    from orchestrator.sweep_plan import make_plan
+
+    what, request = parse_words(words[1:])
+    if what.endswith((".yaml", ".yml")):
+        _require_shared("WHAT", what)
+    plan, base = make_plan(what, request)
+    _require_shared("storage", base.storage)
+    if any(word.startswith("data.root=") for word in words):
+        _require_shared("data.root", base.data.root)
+    return plan.name, words, to_tree(base)
 
 
 def _check_stored(words: list[str]) -> tuple[str, list[str], None]:

@@ -11,9 +11,10 @@ from ebm_core.errors import ConfigError, EbmError
 from orchestrator.objects import os_reason
 from orchestrator.report_compare import compare_page
 from orchestrator.report_run import run_page
-from orchestrator.report_sweep import is_sweep, sweep_page
+from orchestrator.report_sweep import sweep_page
 from orchestrator.sample import open_run
-from orchestrator.storage import Run, RunStore, require_run_name
+from orchestrator.storage import Run, RunStore
+from orchestrator.sweep_record import SweepRecord
 
 PAGE = "report/index.html"
 """Key of a run's (or sweep's) page below its folder."""
@@ -62,8 +63,7 @@ def _sweep_folder(name: str, storage: str) -> Run | None:
     plain, question, query = name.partition("?")
     folder, slash, last = plain.rstrip("/").rpartition("/")
     store = RunStore((folder or "/") + question + query if slash else storage)
-    found = Run(store, require_run_name(last))
-    return found if is_sweep(found) else None
+    return Run(store, last) if SweepRecord(store, last).exists() else None
 
 
 def follow(names: Sequence[str], *, storage: str, out: Path | None, every_s: int, say: Callable[[str], None]) -> str:

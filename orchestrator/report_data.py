@@ -36,7 +36,7 @@ class Cost:
     train_s: float
     """Seconds between logged rows, without start-up and pauses."""
     num_workers: int
-    per_worker: int
+    per_worker: float
     """CPUs, or GPUs, of a worker."""
     unit: str
     """core-hours or GPU-hours."""
@@ -134,7 +134,8 @@ def measure_cost(rows: Mapping[str, Sequence[Any]], flat: Mapping[str, Any], lau
         seconds, before, last_time = seconds + taken, step, time
     workers = _whole(flat.get("cluster.num_workers")) or 1
     if flat.get("cluster.use_gpu") is True:
-        return Cost(seconds, workers, 1, "GPU-hours")
+        share = flat.get("cluster.gpus_per_worker")
+        return Cost(seconds, workers, float(share) if isinstance(share, int | float) else 1.0, "GPU-hours")
     cpus = _whole(flat.get("cluster.cpus_per_worker"))
     if not cpus:  # an equal share of the node
         hardware = launches[-1].get("hardware") if launches else None

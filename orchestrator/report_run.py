@@ -96,7 +96,7 @@ def tiles(data: RunData) -> list[Tile]:
             break
     cost, rates = data.cost, [r for r in data.rows.get("steps_per_s", []) if r]
     if cost.train_s:
-        share = f"{cost.num_workers} × {cost.per_worker} {'GPU' if cost.unit == 'GPU-hours' else 'CPU'}"
+        share = f"{cost.num_workers} × {cost.per_worker:g} {'GPU' if cost.unit == 'GPU-hours' else 'CPU'}"
         found.append(
             Tile(f"{cost.unit[0].upper()}{cost.unit[1:]}", f"{cost.hours:.3g}", f"{duration(cost.train_s)} on {share}")
         )

@@ -15,12 +15,12 @@ from orchestrator.report_page import render
 from orchestrator.report_parallel import Line, draw_parallel
 from orchestrator.report_pictures import IMAGE_BUDGET, Picture, last_grid
 from orchestrator.report_run import Tile, duration
-from orchestrator.report_sweep_data import SweepData, TrialData, gather_sweep, is_sweep, number
+from orchestrator.report_sweep_data import SweepData, TrialData, gather_sweep, number
 from orchestrator.storage import Run
+from orchestrator.sweep_table import PAPER, mean_and_spread, short_setting
 
-__all__ = ["gather_sweep", "is_sweep", "sweep_page"]
+__all__ = ["gather_sweep", "sweep_page"]
 
-PAPER = {"inception_score": "IS (paper)", "fid": "FID (paper)", "stable": "stable (paper)"}
 MAX_GRIDS = 60
 """Trials whose samples are on the page: all of a grid, the best of a large search."""
 MAX_MARKS = 12
@@ -115,7 +115,7 @@ def trial_table(sweep: SweepData) -> Table:
     """A line for each trial, best first, with the settings that it was given."""
     paths = setting_paths(sweep)
     rows = [
-        (t.name, _text(t.value), _text(t.best), t.told(), *(_shortened(t.settings.get(path)) for path in paths))
+        (t.name, _text(t.value), _text(t.best), t.told(), *(short_setting(t.settings.get(path, "-")) for path in paths))
         for t in sweep.ranked()
     ]
     return Table(["trial", sweep.metric, "best", "state", *paths], rows)
@@ -138,11 +138,10 @@ def stability_text(trials: Sequence[TrialData]) -> str:
 def spread_text(values: Sequence[float | None]) -> str:
     """Mean ± sample standard deviation over the seeds that have a value."""
     known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return _text(known[0] if known else None)
-    mean = math.fsum(known) / len(known)
-    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (len(known) - 1))
-    return f"{mean:.3g} ± {spread:.2g}"
+    if not known:
+        return _text(None)
+    mean, spread = mean_and_spread(known)
+    return _text(mean) if spread is None else f"{mean:.3g} ± {spread:.2g}"
 
 
 def parallel(sweep: SweepData) -> Markup | None:
@@ -238,13 +237,3 @@ def _paper_text(value: Any) -> str:
 
 def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
-
-
-def _shortened(text: str | None) -> str:
-    """A setting as text; a number with four digits, as a search draws more than anyone reads."""
-    if text is None:
-        return "-"
-    try:
-        return f"{float(text):.4g}"
-    except ValueError:
-        return text

@@ -12,8 +12,8 @@ from typing import Any
 from ebm_core.errors import ConfigError, EbmError
 from orchestrator.report_data import read_rows
 from orchestrator.storage import Run, StorageError
-
-PLAN = "sweep.json"
+from orchestrator.sweep_record import PLAN
+from orchestrator.sweep_table import rank
 
 
 @dataclass(frozen=True)
@@ -112,23 +112,13 @@ class SweepData:
 
     def ranked(self) -> list[TrialData]:
         """Stable trials with a value first, the best of them at the head; then the others as planned."""
-        sign = -1 if self.plan.get("mode") == "max" else 1
-
-        def rank(trial: TrialData) -> tuple[bool, float]:
-            good = trial.state in ("finished", "stopped") and trial.value is not None
-            return not good, sign * trial.value if trial.value is not None else math.inf
-
-        return sorted(self.trials, key=rank)
+        mode = str(self.plan.get("mode"))
+        return sorted(self.trials, key=lambda trial: rank(trial.state, trial.value, mode))
 
     def best_trial(self) -> TrialData | None:
         """The stable trial of the best value, None if none has one."""
-        found = [t for t in self.ranked() if t.state in ("finished", "stopped") and t.value is not None]
-        return found[0] if found else None
-
-
-def is_sweep(folder: Run) -> bool:
-    """Does the folder hold a sweep's plan?"""
-    return folder.store.objects.exists(f"{folder.name}/{PLAN}")
+        first = next(iter(self.ranked()), None)
+        return first if first is not None and not rank(first.state, first.value, "min")[0] else None
 
 
 def gather_sweep(folder: Run) -> SweepData:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -23,11 +23,13 @@ from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from orchestrator import catalog, cluster
 from orchestrator.config import JobConfig, override
+from orchestrator.ownership import OwnedError, Ownership
 from orchestrator.search_space import parse_space
 from orchestrator.storage import RunStore
 from orchestrator.sweep_display import Quiet, SweepDisplay
 from orchestrator.sweep_plan import check_same
-from orchestrator.sweep_record import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
+from orchestrator.sweep_record import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
+from orchestrator.sweep_room import Room, find_room, num_trials
 from orchestrator.sweep_search import OptunaSuggester, PlannedSearch, RandomSuggester, Trials, asha, trial_of_row
 from orchestrator.sweep_trial import Launch, conclude, launch_tree, planned_of, planned_tree, run_trial
 from orchestrator.train_job import TrainingError, check_data, resolved
@@ -37,8 +39,9 @@ DRIVER_RESOURCES = {"memory": 2.0**20}
 1.99 of two CPUs are left, which hold one worker."""
 PROCESS_RETRIES = 3
 """A trial whose process dies is started again so often, from its run's newest checkpoint."""
-STOP_GRACE_S = 60.0
-"""Trials that were asked to store a checkpoint and leave are ended after so long."""
+STOP_GRACE_S = 45.0
+"""Trials that were asked to store a checkpoint and leave are ended after so long: before a stopped Ray job is killed
+(submit.STOP_WAIT_S)."""
 POLL_S = 0.5
 
 TUNE_ENV = {
@@ -52,17 +55,6 @@ TUNE_ENV = {
 }
 
 
-@dataclass(frozen=True)
-class Room:
-    """How the trials share this Ray."""
-
-    concurrent: int
-    cpus_per_worker: int
-    cpus: float
-    """Of one trial."""
-    gpus: float
-
-
 def run_sweep(
     plan: SweepPlan,
     base: JobConfig,
@@ -73,20 +65,29 @@ def run_sweep(
 ) -> tuple[StoredSweep, int | None]:
     """Run what is left of a sweep; what is stored then, and the signal that ended it early.
 
-    Raises an EbmError before anything is stored when the plan cannot be run; TrainingError when Ray is lost.
+    Raises an EbmError before anything is stored when the plan cannot be run; OwnedError while another command runs it,
+    or when one has taken it over; TrainingError when Ray is lost.
     """
     base = resolved(base)
     store = RunStore(base.storage)
     record = SweepRecord(store, plan.name)
     check_startable(record, plan, base)
-    with contextlib.closing(display or Quiet()) as shown, cluster.ray_session(address, shown.note):
-        room = find_room(plan, base, max_concurrent)
-        record.create_plan(plan)
-        base = replace(base, cluster=replace(base.cluster, cpus_per_worker=room.cpus_per_worker))
-        try:
-            number = _Driver(plan, base, record, room, shown).work()
-        except RayError as why:
-            raise TrainingError(f"lost the Ray that ran the sweep ({str(why).splitlines()[0]}); run it again") from None
+    owner = Ownership(store.objects, f"{plan.name}/{OWNERS}", f"sweep {plan.name}")
+    with contextlib.closing(display or Quiet()) as shown:
+        owner.wait_until_free(shown.note)
+        with cluster.ray_session(address, shown.note):
+            room = find_room(plan, base, max_concurrent)
+            base = replace(base, cluster=replace(base.cluster, cpus_per_worker=room.cpus_per_worker))
+            driver = _Driver(plan, base, record, room, shown)
+            owner.take(driver.lose)
+            try:
+                record.create_plan(plan)
+                number = driver.work()
+            except RayError as why:
+                told = str(why).splitlines()[0]
+                raise TrainingError(f"lost the Ray that ran the sweep ({told}); run it again") from None
+            finally:
+                owner.release()
     return record.read(), number
 
 
@@ -105,49 +106,6 @@ def check_startable(record: SweepRecord, plan: SweepPlan, base: JobConfig) -> No
             raise ConfigError(f"run {name} exists in {record.store.uri} and is not of this sweep; use another --name")
 
 
-def num_trials(plan: SweepPlan) -> int:
-    """How many trials the plan has."""
-    return len(plan.rows) * len(plan.seeds) if plan.kind == "grid" else plan.num_trials
-
-
-def find_room(plan: SweepPlan, base: JobConfig, max_concurrent: int | None) -> Room:
-    """How many trials run at once on this Ray, and what each gets. ClusterError when one of them can never fit.
-
-    Without cluster.cpus_per_worker the CPUs are shared evenly by max_concurrent trials; without that, it is one each.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers, gpu = base.cluster.num_workers, 1.0 if base.cluster.use_gpu else 0.0
-    cpus = base.cluster.cpus_per_worker
-    if cpus is None:
-        total = sum(node.get("CPU", 0) for node in nodes)
-        slots = max_concurrent or (sum(node.get("GPU", 0) for node in nodes) // workers if gpu else total // workers)
-        cpus = max(1, int(total // max(1, slots * workers)))
-        cpus = min(cpus, int(max(node.get("CPU", 0) for node in nodes)) or 1)
-    for settings in _all_cluster_settings(plan):
-        job = override(base, settings)
-        wanted = job.cluster.cpus_per_worker or cpus
-        cluster.worker_resources(replace(job, cluster=replace(job.cluster, cpus_per_worker=wanted)))
-    rooms = [min(n.get("CPU", 0) // cpus, n.get("GPU", 0) // gpu if gpu else math.inf) for n in nodes]
-    most = max(1, int(sum(rooms) // workers))
-    return Room(min(most, max_concurrent or most, num_trials(plan)), cpus, float(cpus * workers), gpu * workers)
-
-
-def _all_cluster_settings(plan: SweepPlan) -> list[list[str]]:
-    """The settings of what a trial reserves, for each row, or for each end of a range."""
-
-    def kept(settings: Any) -> list[str]:
-        return [setting for setting in settings if setting.startswith("cluster.")]
-
-    rows = [kept(row.settings) for row in plan.rows]
-    ends = []
-    for path, text in plan.space.items():
-        if path.startswith("cluster."):
-            from orchestrator.search_space import parse_range
-
-            ends += [[f"{path}={end}"] for end in parse_range(path, text).ends()]
-    return [[], *(row for row in rows if row), *ends]
-
-
 class _Driver(tune.Callback, tune.Stopper):
     """What Tune calls while trials run: it reads the mailbox, tells the display, and writes down what Tune stopped."""
 
@@ -157,6 +115,7 @@ class _Driver(tune.Callback, tune.Stopper):
         self._plan, self._base, self._record, self._room, self._display = plan, base, record, room, display
         self._signal: int | None = None
         self._signalled_at = math.inf
+        self._lost: str | None = None
         self._running: set[str] = set()
         self._polled_at = 0.0
 
@@ -165,7 +124,7 @@ class _Driver(tune.Callback, tune.Stopper):
         return {}
 
     def work(self) -> int | None:
-        """Run all trials that have not ended; the signal that came, if one did."""
+        """Run all trials that have not ended; the signal that came, if one did. OwnedError: see `lose`."""
         total = num_trials(self._plan)
         trials = Trials(self._record, self._plan, self._base, self._suggester(), total)
         done = sum(1 for trial in self._record.read().trials if trial.result)
@@ -180,7 +139,13 @@ class _Driver(tune.Callback, tune.Stopper):
         finally:
             with contextlib.suppress(RayError):
                 ray.kill(self._mailbox)
+        if self._lost is not None:
+            raise OwnedError(f"{self._lost}; this command has ended its trials and stored nothing since")
         return self._signal
+
+    def lose(self, reason: str) -> None:
+        """Another command owns the sweep: end the trials at once and write nothing more."""
+        self._lost = reason
 
     def _tune(self, trials: Trials, folder: str) -> None:
         for name, value in TUNE_ENV.items():
@@ -189,10 +154,11 @@ class _Driver(tune.Callback, tune.Stopper):
         tune.Tuner(
             tune.with_resources(run_trial, DRIVER_RESOURCES),
             tune_config=tune.TuneConfig(
-                search_alg=PlannedSearch(trials, self._launch),
+                search_alg=PlannedSearch(trials, self._launch, self.conclude_stopped),
                 scheduler=scheduler,
                 num_samples=num_trials(self._plan),
                 max_concurrent_trials=self._room.concurrent,
+                reuse_actors=scheduler is None,  # a new process costs seconds; of a stopped trial, threads live on
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
@@ -237,6 +203,8 @@ class _Driver(tune.Callback, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Tune's question whether to end: after a signal, once the trials that ran have left."""
+        if self._lost is not None:
+            return True
         if self._signal is None:
             return False
         return not self._running or time.monotonic() - self._signalled_at > STOP_GRACE_S
@@ -261,33 +229,33 @@ class _Driver(tune.Callback, tune.Stopper):
         self._running.add(name)
         self._display.started(name, int(trial.config["launch"]["job"]["train"]["num_steps"]))
 
+    def conclude_stopped(self, planned: PlannedTrial, said: dict[str, Any]) -> None:
+        """Write the result of a trial that ended without a word of its own: the scheduler has stopped it.
+
+        `said` is what Tune heard of it last. Called before the search hears of the end.
+        """
+        mine = self._signal is None and self._lost is None
+        if not mine or said.get("state") is not None or self._record.result(planned.trial) is not None:
+            return
+        job = override(self._base, [*planned.settings, f"name={planned.run}"])
+        step = int(said.get("step", 0))
+        reason = f"stopped at step {step} by {self._plan.scheduler}"
+        run = self._record.store.run(planned.run)
+        result = conclude(run, job, self._plan, planned, "stopped", reason=reason, stopped_at=step)
+        self._record.create_result(result)
+        catalog.update(self._record.store, [planned.run])
+
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Say how a trial ended. Without a word of its own it was stopped by the scheduler: that is its result."""
+        """Say how a trial ended."""
         planned = _planned(trial)
         self._running.discard(planned.trial)
-        said = trial.last_result or {}
-        state = said.get("state")
-        if state is None and self._signal is None and self._record.result(planned.trial) is None:
-            job = override(self._base, [*planned.settings, f"name={planned.run}"])
-            reason = f"stopped at step {said.get('step', 0)} by {self._plan.scheduler}"
-            result = conclude(
-                self._record.store.run(planned.run),
-                job,
-                self._plan,
-                planned,
-                "stopped",
-                reason=reason,
-                stopped_at=int(said.get("step", 0)),
-            )
-            self._record.create_result(result)
-            catalog.update(self._record.store, [planned.run])
-        self._display.ended(planned.trial, self._verdict(planned, said))
+        self._display.ended(planned.trial, self._verdict(planned, trial.last_result or {}))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial's process has died too often."""
         planned = _planned(trial)
         self._running.discard(planned.trial)
-        if self._record.result(planned.trial) is None:
+        if self._lost is None and self._record.result(planned.trial) is None:
             self._record.write_crash(
                 planned.trial, "its process died", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             )

@@ -11,9 +11,9 @@ from orchestrator.cli_options import open_console, print_table
 from orchestrator.cluster import ray_session
 from orchestrator.config import JobConfig, core_config, override
 from orchestrator.search_space import draw_random, parse_space
-from orchestrator.sweep import Room, find_room, num_trials
 from orchestrator.sweep_plan import SweepPlan
 from orchestrator.sweep_record import PlannedTrial
+from orchestrator.sweep_room import Room, find_room, num_trials
 from orchestrator.sweep_search import trial_of_row, trial_of_search
 from orchestrator.train_job import check_data, resolved
 

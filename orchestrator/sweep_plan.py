@@ -86,6 +86,11 @@ def make_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
     raise ConfigError(f"sweep {what!r}: give a grid ({', '.join(GRIDS)}), a preset or a file .yaml{hint}")
 
 
+def concurrent_trials(what: str, request: SweepRequest) -> int | None:
+    """--max-concurrent, or what a YAML file says instead."""
+    return read_yaml(Path(what), request).max_concurrent if what.endswith((".yaml", ".yml")) else request.max_concurrent
+
+
 def _grid_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
     grid = find_grid(what)
     preset = request.preset or ("digits" if request.smoke else "cifar10")

@@ -4,6 +4,7 @@
     <root>/<sweep>/planned/<trial>.json  PlannedTrial: the settings of a trial. Created once, before it starts
     <root>/<sweep>/trials/<trial>.json   TrialResult: how it ended. Created once, by whoever is first; never changed
     <root>/<sweep>/crashes/<trial>.json  {"reason", "time"} of the last crash; counts only while there is no result
+    <root>/<sweep>/owners/               which command runs the sweep, and which ran it before; see ownership.py
     <root>/<sweep>-<trial>/              the trial's run: an ordinary run folder, readable by every other command
     <root>/<sweep>-<trial>/trial.json    {"sweep", "trial"}: the way back from the run
 
@@ -22,7 +23,7 @@ from orchestrator.objects import ObjectMissing, StorageError
 from orchestrator.storage import Run, RunStore, require_run_name
 
 VERSION = 1
-PLAN, TRIAL_MARK = "sweep.json", "trial.json"
+PLAN, TRIAL_MARK, OWNERS = "sweep.json", "trial.json", "owners"
 
 TrialState = Literal["finished", "unstable", "stopped", "refused"]
 """finished: all steps. unstable: DivergenceError, a result like any other. stopped: early, by the scheduler.

@@ -152,10 +152,16 @@ class Trials:
 class PlannedSearch(Searcher):
     """Trials as Tune's searcher. Its state is the record, so Tune has nothing to save."""
 
-    def __init__(self, trials: Trials, launch: Callable[[PlannedTrial, JobConfig], dict[str, Any]]) -> None:
-        """launch: what the trial's process is given, as a tree."""
+    def __init__(
+        self,
+        trials: Trials,
+        launch: Callable[[PlannedTrial, JobConfig], dict[str, Any]],
+        stopped: Callable[[PlannedTrial, dict[str, Any]], None],
+    ) -> None:
+        """launch: what the trial's process is given, as a tree. stopped: writes the result of a trial that left none,
+        from what Tune heard of it last; the search learns from results alone."""
         super().__init__()
-        self._trials, self._launch = trials, launch
+        self._trials, self._launch, self._stopped = trials, launch, stopped
         self._running: dict[str, PlannedTrial] = {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
@@ -169,7 +175,10 @@ class PlannedSearch(Searcher):
         return {"launch": self._launch(*found)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._trials.ended(self._running.pop(trial_id))
+        planned = self._running.pop(trial_id)
+        if not error:
+            self._stopped(planned, result or {})
+        self._trials.ended(planned)
 
     def save(self, checkpoint_path: str) -> None: ...
 

@@ -36,22 +36,21 @@ def _grid_table(stored: StoredSweep) -> Table:
 
 def _search_table(stored: StoredSweep) -> Table:
     plan = stored.plan
-    sign = 1 if plan.mode == "min" else -1
-
-    def rank(trial: Trial) -> tuple[bool, float]:
-        value = trial.result.value if trial.result else None
-        good = trial.state in ("finished", "stopped") and value is not None
-        return (not good, sign * value if value is not None else math.inf)
-
     rows = []
-    for trial in sorted(stored.trials, key=rank):
+    for trial in sorted(stored.trials, key=lambda t: rank(t.state, t.result.value if t.result else None, plan.mode)):
         settings = dict(setting.split("=", 1) for setting in trial.planned.settings)
-        values = (_short(settings.get(path, "-")) for path in plan.space)
+        values = (short_setting(settings.get(path, "-")) for path in plan.space)
         result = trial.result
         step = f"{result.step}/{result.num_steps}" if result else "-"
         rows.append((trial.planned.trial, _number(result.value if result else None), trial_state(trial), step, *values))
     head = ("trial", plan.metric, "state", "step", *plan.space)
     return Table(f"{plan.title}: {plan.metric}, {plan.mode}", head, rows, plan.note)
+
+
+def rank(state: str, value: float | None, mode: str) -> tuple[bool, float]:
+    """Where a trial stands in a list that has the best first: those that are stable and have a value come before."""
+    good = state in ("finished", "stopped") and value is not None
+    return not good, math.inf if value is None else -value if mode == "max" else value
 
 
 def trial_state(trial: Trial) -> str:
@@ -110,7 +109,8 @@ def _paper(row: Row, key: str) -> str:
     return "-" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:g}"
 
 
-def _short(text: str) -> str:
+def short_setting(text: str) -> str:
+    """A setting as text; a number with four digits, as a search draws more than anyone reads."""
     try:
         return f"{float(text):.4g}"
     except ValueError:

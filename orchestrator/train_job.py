@@ -172,6 +172,13 @@ def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: runs.Origin)
     return job, max(run.checkpoints(), default=0)
 
 
+def scaling(job: JobConfig, resources: dict[str, float]) -> ScalingConfig:
+    """What Ray Train is asked for: the workers, and what each of them reserves (`cluster.worker_resources`)."""
+    return ScalingConfig(
+        num_workers=job.cluster.num_workers, use_gpu=job.cluster.use_gpu, resources_per_worker=resources
+    )
+
+
 class _Supervisor:
     """Runs `fit()` in a thread, passes on what the workers say, restarts after failures, turns signals into a stop."""
 
@@ -258,11 +265,7 @@ class _Supervisor:
         return TorchTrainer(
             train_loop_per_worker,
             train_loop_config=launch,
-            scaling_config=ScalingConfig(
-                num_workers=self._job.cluster.num_workers,
-                use_gpu=self._job.cluster.use_gpu,
-                resources_per_worker=resources,
-            ),
+            scaling_config=scaling(self._job, resources),
             torch_config=TorchConfig(
                 backend="cpu:gloo,cuda:nccl" if self._job.cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
             ),

@@ -25,6 +25,7 @@ from orchestrator import telemetry
 from orchestrator.cluster import adopt
 from orchestrator.config import JobConfig, core_config, parse
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
+from orchestrator.saving import BackgroundSaver, gather
 from orchestrator.storage import Run, RunStore, step_name
 from workers.pictures import grid_png
 
@@ -98,6 +99,7 @@ def train_until_done(data: Dataset, state: TrainState, loop: "Loop") -> None:
         try:
             return _train_on(data, state, loop)
         except DivergenceError as error:
+            loop.finish()
             if not loop.roll_back(state, error):
                 loop.save_diverged(state)
                 raise
@@ -124,6 +126,8 @@ def _train_on(data: Dataset, state: TrainState, loop: "Loop") -> None:
             loop.save(state)
         if stop and not last:
             break
+        loop.saver.check()
+    loop.finish()
 
 
 def restore(run: Run, state: TrainState, group: Group, warn: Callable[[str], None]) -> None:
@@ -155,6 +159,7 @@ class Loop:
     recorder: telemetry.Recorder
     asked_at: float = 0.0
     rollbacks: list[Rollback] = field(default_factory=list)
+    saver: BackgroundSaver = field(default_factory=BackgroundSaver)
 
     def resume(self, state: TrainState) -> None:
         """Put the newest sound checkpoint into `state`, with the learning rate that the rollbacks so far have left."""
@@ -204,24 +209,46 @@ class Loop:
         return self.group.from_first(stop)
 
     def save(self, state: TrainState) -> None:
-        """Store the metrics, then the checkpoint: each rank its shards, rank 0 what is shared, and the commit."""
+        """Copy the state to local files and have a thread store them, after what an earlier save still stores.
+
+        Raises what went wrong in an earlier save. `finish` waits for this one.
+        """
         started = time.monotonic()
-        self.flush_metrics()
+        self.saver.wait()
         attempt = self.group.from_first(self.run.new_attempt() if self.group.rank == 0 else None)
-        with tempfile.TemporaryDirectory(prefix="ebm-save-") as temp:
-            folder = Path(temp)
-            names = write_own_files(state, self.cfg, folder, self.group)
-            entries = describe(folder, names)
-            for name in names:
-                self.run.put_checkpoint_file(state.step, attempt, folder / name)
-            gathered = [entry for part in self.group.all(entries) for entry in part]
-        if self.group.rank == 0:
-            self.run.write_bytes(f"samples/{step_name(state.step)}.png", self.chain_grid(state))
-            self.run.commit(state.step, attempt, manifest_bytes(gathered, state.step))
-            self.run.retain(self.job.checkpoint.keep, self.warn)
+        temp = tempfile.TemporaryDirectory(prefix="ebm-save-")
+        names = write_own_files(state, self.cfg, Path(temp.name), self.group)
+        grid = self.chain_grid(state) if self.group.rank == 0 else b""
+        rows, step = self.recorder.take(), state.step
+
+        def store() -> None:
+            with temp:
+                self._store_rows(rows)
+                self._store(step, attempt, Path(temp.name), names, grid)
             self.mailbox.post.remote("checkpoint_duration", time.monotonic() - started)
-            ray.get(self.mailbox.post.remote("checkpoint", state.step))
-        ray.train.report({"step": state.step})  # a barrier over the ranks
+
+        self.saver.start(store)
+
+    def _store(self, step: int, attempt: str, folder: Path, names: Sequence[str], grid: bytes) -> None:
+        """Each rank its files; rank 0, when all ranks have stored theirs, the picture and the commit."""
+        entries = describe(folder, names)
+        for name in names:
+            self.run.put_checkpoint_file(step, attempt, folder / name)
+        if self.group.size > 1:
+            ray.get(self.mailbox.deposit.remote(attempt, self.group.rank, entries))
+        if self.group.rank > 0:
+            return
+        if self.group.size > 1:
+            entries = gather(self.mailbox, attempt, self.group.size)
+        self.run.write_bytes(f"samples/{step_name(step)}.png", grid)
+        self.run.commit(step, attempt, manifest_bytes(entries, step))
+        self.run.retain(self.job.checkpoint.keep, self.warn)
+        ray.get(self.mailbox.post.remote("checkpoint", step))
+
+    def finish(self) -> None:
+        """Until the last save is stored, on every rank."""
+        self.saver.wait()
+        self.group.all(None)
 
     def chain_grid(self, state: TrainState) -> bytes:
         """Where training's chains have been: draws from rank 0's buffer, as a PNG. It costs no sampling."""
@@ -231,14 +258,13 @@ class Loop:
 
     def save_diverged(self, state: TrainState) -> None:
         """Store what a diverged run had under `diverged/`, where nothing resumes from it."""
-        self.flush_metrics()
+        self._store_rows(self.recorder.take())
         with tempfile.TemporaryDirectory(prefix="ebm-diverged-") as temp:
             folder = Path(temp)
             for name in write_own_files(state, self.cfg, folder, self.group):
                 self.run.write_bytes(f"diverged/{step_name(state.step)}/{name}", folder / name)
 
-    def flush_metrics(self) -> None:
-        rows = self.recorder.take()
+    def _store_rows(self, rows: list[telemetry.Row]) -> None:
         if rows:
             self.run.write_bytes(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
 

@@ -1,5 +1,6 @@
 """Evaluator and composer as Ray actors: the only file of this package that knows Ray."""
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +26,12 @@ class ScoreActor:
         """data: a DataConfig as a tree, where this machine's files lie elsewhere than in training.
 
         options: further arguments of Evaluator, such as `weights` and `num_reference`. It runs on the actor's GPU, if
-        it has one.
+        it has one. An actor that reserved neither CPU nor GPU has one thread, which runs while a core is free.
         """
-        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
         torch.set_num_threads(max(1, int(cpus)))
+        if not cpus and not ray.get_gpu_ids():
+            give_way()
         self._fetch = fetch
         self._data = None if data is None else from_tree(DataConfig, data, "data")
         self._options = dict(options or {}) | {"device": "cuda" if ray.get_gpu_ids() else "cpu"}
@@ -68,6 +71,15 @@ class CompositionActor:
                 found = [fetch(step, str(p)) for (fetch, step), p in zip(self._fetches, places, strict=True)]
                 self._composer = Composer.from_checkpoints(found)
         return getattr(self._composer, method)(*arguments)
+
+
+def give_way() -> None:
+    """Let this thread, and those that it starts, run only on cores that nothing else wants, where the system can.
+
+    A core that runs nothing but such threads counts as free, so whatever wakes up goes there and not to training's.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def evaluator_actor(num_cpus: float = 1, num_gpus: float = 0) -> Any:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,18 @@ import pytest
 import ray
 
 from ebm_core.errors import ConfigError
-from orchestrator import cluster, runs
+from orchestrator import catalog, cluster, runs
 from orchestrator.config import JobConfig, override
+from orchestrator.ownership import OwnedError
+from orchestrator.report_sweep import sweep_page
 from orchestrator.storage import RunStore
-from orchestrator.sweep import _Driver, find_room, run_sweep
+from orchestrator.sweep import _Driver, run_sweep
 from orchestrator.sweep_display import Quiet
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_record import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, without_cost
-from tests.cluster.test_train_job import ROOT, TINY, files_of, plain_loop
+from orchestrator.sweep_room import find_room
+from orchestrator.sweep_table import sweep_table
+from tests.cluster.test_train_job import ROOT, TINY, Killer, files_of, plain_loop
 
 pytestmark = [
     pytest.mark.cluster,
@@ -46,7 +50,7 @@ rows:
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def environment(cluster: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
@@ -75,35 +79,117 @@ def results(stored: StoredSweep) -> dict[str, Any]:
     return {trial.planned.trial: trial.result and dict(without_cost(trial.result)) for trial in stored.trials}
 
 
-@pytest.mark.timeout(1200)  # a minute or two, and more beside busy neighbours
-def test_three_trials_share_two_cpus_and_a_killed_driver_costs_no_result(tmp_path: Path):
-    # Were a CPU reserved for each trial's own process, the two that start first would wait for workers for ever.
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    plan, base = tiny_plan(whole)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoredSweep, SweepPlan, JobConfig, list[str]]:
+    """The tiny sweep in one go: what is stored, its plan and base, and which trials were started."""
+    plan, base = tiny_plan(tmp_path_factory.mktemp("whole"))
     seen = Seen()
     stored, number = run_sweep(plan, base, display=seen)
     assert number is None
-    assert sorted(seen.begun) == ["a-seed0", "b-seed0", "diverges-seed0"]
+    return stored, plan, base, seen.begun
+
+
+@pytest.mark.timeout(1200)  # a minute or two, and more beside busy neighbours
+def test_three_trials_share_two_cpus_and_are_ordinary_runs(
+    undisturbed: tuple[StoredSweep, SweepPlan, JobConfig, list[str]], tmp_path: Path
+):
+    # Were a CPU reserved for each trial's own process, the two that start first would wait for workers for ever.
+    stored, plan, base, begun = undisturbed
+    assert sorted(begun) == ["a-seed0", "b-seed0", "diverges-seed0"]
     states = {trial.planned.trial: trial.state for trial in stored.trials}
     assert states == {"a-seed0": "finished", "b-seed0": "finished", "diverges-seed0": "unstable"}
     check_trials(stored, base, tmp_path)
-
     again = Seen()
     assert results(run_sweep(plan, base, display=again)[0]) == results(stored)
     assert again.begun == []
 
-    parts = tmp_path / "parts"
-    parts.mkdir()
-    kill_driver_when_first_checkpoint_is_there(parts)
-    plan, base = tiny_plan(parts)
+
+@pytest.mark.timeout(1200)
+def test_a_second_command_is_turned_away_and_a_killed_first_one_costs_no_result(
+    undisturbed: tuple[StoredSweep, SweepPlan, JobConfig, list[str]], tmp_path: Path
+):
+    stored, _, whole, _ = undisturbed
+    plan, base = tiny_plan(tmp_path)
+
+    def second_command(first: int) -> None:
+        with pytest.raises(OwnedError, match=f"sweep tiny is being run by process {first} "):
+            run_sweep(plan, base)
+
+    kill_driver_when_first_checkpoint_is_there(tmp_path, second_command)
     after = Seen()
     interrupted, _ = run_sweep(plan, base, display=after)
     assert after.begun
     assert results(interrupted) == results(stored)
-    for row in "ab":
-        one, two = (RunStore(str(folder / "runs")).run(f"tiny-{row}-seed0") for folder in (whole, parts))
-        assert files_of(one, 6, tmp_path / f"one{row}") == files_of(two, 6, tmp_path / f"two{row}")
+    assert same_checkpoints(whole, base, tmp_path)
+
+
+@pytest.mark.timeout(1200)
+def test_a_trial_whose_processes_are_killed_is_retried_from_its_checkpoint_and_ends_with_the_same_result(
+    undisturbed: tuple[StoredSweep, SweepPlan, JobConfig, list[str]], tmp_path: Path
+):
+    stored, _, whole, _ = undisturbed
+    plan, base = tiny_plan(tmp_path)
+
+    def has_stored(step: int) -> bool:
+        return bool(list(tmp_path.glob(f"runs/tiny-*/checkpoints/step-{step:09d}/COMMITTED")))
+
+    worker, trial = Killer(lambda: has_stored(3)), Killer(lambda: has_stored(6), b"ImplicitFunc")
+    seen = Seen()
+    with worker, trial:
+        disturbed, number = run_sweep(plan, base, display=seen)
+    assert worker.killed
+    assert trial.killed
+    assert number is None
+    assert len(seen.begun) == len(set(seen.begun)) + 1  # Tune has started one process again
+    assert sum(one.result.cost["attempts"] for one in disturbed.trials if one.result) == 4
+    assert results(disturbed) == results(stored)
+    assert same_checkpoints(whole, base, tmp_path)
+
+
+@pytest.mark.timeout(1200)
+def test_what_asha_stops_is_stopped_in_record_table_catalogue_and_page_and_is_not_run_again(tmp_path: Path):
+    # The smaller learning rate counts as better: of trials one after another, each larger one is stopped at the rung.
+    # Training is far quicker here than scoring: checkpoint.keep must hold all that are to be scored.
+    steps = ("train.num_steps=18", "checkpoint.every=6", "checkpoint.keep=3")
+    settings = (*SETTINGS, *steps, "optimizer.lr=choice(0.001,0.002)", f"storage={tmp_path}")
+    asked = SweepRequest(settings=settings, metric="lr", mode="min", scheduler="asha", trials=3, seed=0, name="asha")
+    plan, base = make_plan("digits", asked)
+    seen = Seen()
+    stored, number = run_sweep(plan, base, max_concurrent=1, display=seen)
+    assert number is None
+    drawn = [trial.planned.settings for trial in stored.trials]
+    assert drawn == [("optimizer.lr=0.001",), ("optimizer.lr=0.002",), ("optimizer.lr=0.001",)]
+    assert [trial.state for trial in stored.trials] == ["finished", "stopped", "finished"]
+    stopped = stored.trials[1].result
+    assert stopped is not None
+    assert (stopped.step, stopped.score_step, stopped.num_steps, stopped.value) == (6, 6, 18, 0.002)
+    assert stopped.reason == "stopped at step 6 by asha"
+    lines = {row[0]: row for row in sweep_table(stored).rows}
+    assert lines["0001"][2:4] == ("stopped", "6/18")
+    assert lines["0000"][2:4] == ("finished", "18/18")
+    store = RunStore(base.storage)
+    found = catalog.select(catalog.read(store), sweep="asha").to_pylist()
+    assert [row["state"] for row in found] == ["finished", "stopped", "finished"]
+    page = sweep_page(store.run("asha"))
+    assert page.count("stopped at step 6 of 18") >= 1
+
+    again = Seen()
+    assert results(run_sweep(plan, base, max_concurrent=1, display=again)[0]) == results(stored)
+    assert again.begun == []
+    assert [row["state"] for row in catalog.select(catalog.rebuild(store), sweep="asha").to_pylist()] == [
+        "finished",
+        "stopped",
+        "finished",
+    ]
+
+
+def same_checkpoints(one: JobConfig, two: JobConfig, folder: Path) -> bool:
+    """Are the last checkpoints of both finished trials the same in all bytes?"""
+
+    def files(base: JobConfig, row: str) -> Any:
+        return files_of(RunStore(base.storage).run(f"tiny-{row}-seed0"), 6, folder / f"{row}{base is one}")
+
+    return all(files(one, row) == files(two, row) for row in "ab")
 
 
 def check_trials(stored: StoredSweep, base: JobConfig, folder: Path) -> None:
@@ -125,7 +211,8 @@ def check_trials(stored: StoredSweep, base: JobConfig, folder: Path) -> None:
     assert broken.value is None
 
 
-def kill_driver_when_first_checkpoint_is_there(folder: Path) -> None:
+def kill_driver_when_first_checkpoint_is_there(folder: Path, before: Callable[[int], None]) -> None:
+    """Start the sweep in a process of its own, and hand its pid to `before` in the middle of it; then kill it."""
     (folder / "tiny.yaml").write_text(YAML)
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "orchestrator.cli", "sweep", "tiny.yaml", *SETTINGS, f"storage={folder}/runs"]
@@ -135,6 +222,7 @@ def kill_driver_when_first_checkpoint_is_there(folder: Path) -> None:
         )
         while driver.poll() is None and not list(folder.glob("runs/tiny-*/checkpoints/*/COMMITTED")):
             time.sleep(0.02)
+        before(driver.pid)
         driver.send_signal(signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL, (folder / "log.txt").read_text()
 
@@ -190,12 +278,8 @@ def test_what_the_scheduler_stops_is_recorded_as_stopped_at_its_last_score(tmp_p
     run.write_json("evaluations/step-000000006/energy_gap.json", {"value": 0.5})
     run.write_json("evaluations/step-000000012/energy_gap.json", {"value": 0.1})  # after the verdict: does not count
 
-    class Stopped:
-        config = {"launch": {"trial": {"trial": "0000", "run": planned.run, "index": 0, "settings": planned.settings}}}  # noqa: RUF012
-        last_result = {"step": 6, "energy_gap": 0.5}  # noqa: RUF012
-
     driver = _Driver(plan, base, record, find_room(plan, base, None), Quiet())
-    driver.on_trial_complete(0, [], Stopped())  # pyright: ignore[reportArgumentType]
+    driver.conclude_stopped(planned, {"step": 6, "energy_gap": 0.5})
     result = record.result("0000")
     assert result is not None
     assert (result.state, result.step, result.scores) == ("stopped", 6, {"energy_gap": 0.5})

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ebm_core.config import BufferConfig, DataConfig, LoopConfig, LossConfig, OptimizerConfig
+from ebm_core.config import AugmentConfig, BufferConfig, DataConfig, LoopConfig, LossConfig, OptimizerConfig
 from ebm_core.data import labelled_batches
 from ebm_core.errors import DataError, DivergenceError
 from ebm_core.losses import improved_cd_loss
@@ -169,7 +169,25 @@ def test_a_batch_of_the_wrong_shape_is_refused_before_anything_moves():
     assert fingerprint(state) == before
 
 
-def test_a_conditional_energy_trains_and_its_chains_keep_their_conditions():
+@pytest.mark.parametrize("kind", ["data", "kept"])
+def test_chains_of_a_conditional_energy_follow_the_data_or_keep_what_their_sample_was_made_for(kind):
+    cfg = tiny_config(
+        data=DataConfig(name="digits", image_size=8, channels=1, condition="label"),
+        buffer=BufferConfig(capacity=64, num_shards=2, restart_fraction=0.5, conditions=kind),
+        augment=AugmentConfig(enabled=False),
+    )
+    state = init_state(cfg)
+    x = torch.rand(8, 1, 8, 8)
+    state.buffer.add(x, step_streams(state, "insert", cfg), condition=torch.eye(10)[[3] * 8], step=0)
+    condition = torch.eye(10)[[7] * 8]
+    x_init, told = chain_starts(state, cfg, condition)
+    past = torch.tensor([bool(((start - x) ** 2).flatten(1).mean(1).min() < 0.01) for start in x_init])
+    assert 0 < past.sum() < 8  # some chains go on, some restart
+    assert told is not None
+    assert told.argmax(1).tolist() == [3 if kind == "kept" and old else 7 for old in past]
+
+
+def test_a_conditional_energy_trains_and_its_samples_are_stored_with_their_conditions():
     cfg = tiny_config(data=DataConfig(name="digits", image_size=8, channels=1, condition="label"))
     state = init_state(cfg)
     assert state.model.num_conditions == 10

@@ -1,4 +1,4 @@
-"""What the fuzzer has found, once each: every one of these ended in a traceback, or was taken."""
+"""What fuzzing has shown, or reading beside it, once each: all of it ended in a traceback, or was taken."""
 
 import json
 from collections.abc import Callable

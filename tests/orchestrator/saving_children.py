@@ -189,10 +189,10 @@ class Saver:
         loop = worker_loop.Loop(self.run, self._cfg, self._job, worker_loop.Group(), box, recorder)
         with (
             mock.patch.object(worker_loop.ray, "get", lambda value: value),
-            mock.patch.object(worker_loop.ray.train, "report", return_value=None),
             mock.patch.object(loop, "chain_grid", return_value=b"a picture"),
         ):
             loop.save(self.become(step))
+            loop.finish()
 
 
 def judge(reader: Saver, old: int, new: int) -> int:

@@ -90,6 +90,11 @@ def test_a_setting_reaches_its_field_with_its_type(setting: str, path: str, valu
         ("cluster.num_workers=0", ["cluster.num_workers", "0"]),
         ("cluster.num_workers=3", ["cluster.num_workers", "3", "buffer.num_shards = 8"]),
         ("cluster.cpus_per_worker=0", ["cluster.cpus_per_worker", "0"]),
+        ("cluster.gpus_per_worker=0", ["cluster.gpus_per_worker", "0.0", "0.01 to 1"]),
+        ("cluster.gpus_per_worker=2", ["cluster.gpus_per_worker", "2.0", "a worker uses one card"]),
+        ("cluster.gpus_per_worker=nan", ["cluster.gpus_per_worker", "nan"]),
+        ("cluster.gpus_per_worker=half", ["cluster.gpus_per_worker", "'half'", "a number"]),
+        ("cluster.gpus_per_worker=0.5", ["cluster.gpus_per_worker", "0.5", "needs cluster.use_gpu=true"]),
         ("cluster.max_failures=-1", ["cluster.max_failures", "-1"]),
         ("engine.device=cuda", ["engine.device", "cluster.use_gpu=true"]),
         ("data.name=cifar11", ["data.name", "'cifar11'", "did you mean cifar10"]),
@@ -111,6 +116,12 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(setting: str, said
 def test_the_batch_must_be_divided_evenly_over_the_workers():
     with pytest.raises(ConfigError, match=r"cluster\.num_workers = 2: must divide train\.batch_size = 65"):
         override(job_preset("cifar10"), ["train.batch_size=65", "cluster.num_workers=2"])
+
+
+def test_workers_of_one_job_share_no_card():
+    shares = ["cluster.use_gpu=true", "cluster.gpus_per_worker=0.5", "cluster.num_workers=2"]
+    with pytest.raises(ConfigError, match=r"cluster\.gpus_per_worker = 0\.5: needs cluster\.num_workers=1"):
+        override(job_preset("cifar10"), shares)
 
 
 def test_settings_that_only_fit_together_may_come_in_any_order():

@@ -61,6 +61,8 @@ def test_cost_is_time_between_rows_times_workers_times_their_cpus():
     assert cost.hours == pytest.approx(40.0 / 3600 * 2 * 4)
     gpu = report_data.measure_cost(rows, {"cluster.num_workers": 2, "cluster.use_gpu": True}, [])
     assert (gpu.unit, gpu.hours) == ("GPU-hours", pytest.approx(80.0 / 3600))
+    quarter = report_data.measure_cost(rows, {"cluster.use_gpu": True, "cluster.gpus_per_worker": 0.25}, [])
+    assert quarter.hours == pytest.approx(10.0 / 3600)
 
 
 def test_a_later_launch_is_marked_where_its_first_row_is(tmp_path: Path):

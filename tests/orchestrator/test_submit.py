@@ -120,7 +120,15 @@ def test_a_cluster_with_a_token_says_which_variables_to_set(
         (["submit", "train", "digits", "storage=/r", "sampler.num_stesp=3"], "did you mean sampler.num_steps?"),
         (["submit", "train", "digits", "storage=s3://a:b@bucket/x"], "secret"),
         (["submit", "train"], "name a preset"),
-        (["submit", "doctor"], "'doctor' cannot be submitted; known are train, evaluate, resume, clone"),
+        (["submit", "doctor"], "'doctor' cannot be submitted; known are train, sweep, evaluate, resume, clone"),
+        (["submit", "sweep"], "WHAT"),
+        (["submit", "sweep", "table3", "storage=/r"], "did you mean table2?"),
+        (["submit", "sweep", "table2", "--smoke"], "storage = './runs'"),
+        (["submit", "sweep", "table2", "--smoke", "storage=/r", "--sedes", "3"], "--sedes"),
+        (["submit", "sweep", "table2", "--smoke", "storage=/r", "--seeds", "0"], "--seeds 0: must lie in"),
+        (["submit", "sweep", "table2", "--smoke", "storage=/r", "data.root=data"], "data.root = 'data'"),
+        (["submit", "sweep", "my.yaml", "storage=/r"], "WHAT = 'my.yaml': nodes of the cluster"),
+        (["submit", "sweep", "digits", "sampler.step_size=uniform(2,1)", "storage=/r"], "uniform(2,1)"),
         (["submit", "evaluate", "digits-0001", "--metrics", "ood"], "'./runs'"),
         (["resume", "nothing"], "run 'nothing' is not in"),
         (["resume", "nothing", "--address", "http://x:1"], "'./runs'"),
@@ -170,6 +178,20 @@ def test_a_job_takes_along_its_name_version_settings_code_and_the_time_it_needs_
     assert len(job["runtime_env"]["py_modules"]) == 3
     assert job["runtime_env"]["env_vars"]["AWS_ENDPOINT_URL"] == "http://s3:9000"
     assert 30 <= int(job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) < 60
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["sweep", "table2", "storage=s3://b/r", "--smoke", "--seeds", "3"], "table2-digits-smoke"),
+        (["sweep", "digits", "storage=/r", "sampler.step_size=uniform(1,2)", "--trials=4", "--name", "mine"], "mine"),
+    ],
+)
+def test_a_sweep_travels_as_it_was_typed_under_its_own_name(words: list[str], name: str):
+    told, travelling, settings = check_words(words)
+    assert (told, travelling) == (name, words)
+    assert settings is not None
+    assert settings["storage"] == words[2].removeprefix("storage=")
 
 
 def test_a_run_without_a_name_gets_one_that_no_other_has():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ebm_core.errors import ConfigError
-from orchestrator.sweep_plan import SweepRequest, check_same, make_plan
+from orchestrator.sweep_plan import SweepRequest, check_same, concurrent_trials, make_plan
 
 
 def request(*settings: str, **options) -> SweepRequest:
@@ -122,3 +122,12 @@ def test_a_wrong_yaml_file_is_one_line(text: str, said: str, tmp_path: Path):
         make_plan(str(path), SweepRequest())
     assert said in str(end.value)
     assert "\n" not in str(end.value)
+
+
+def test_a_file_may_say_how_many_trials_run_at_once_and_the_command_line_wins(tmp_path: Path):
+    path = tmp_path / "s.yaml"
+    path.write_text("preset: digits\nmax_concurrent: 3\nrows:\n- {key: a}\n")
+    assert concurrent_trials(str(path), SweepRequest()) == 3
+    assert concurrent_trials(str(path), SweepRequest(max_concurrent=1)) == 1
+    assert concurrent_trials("table2", SweepRequest(max_concurrent=2)) == 2
+    assert concurrent_trials("table2", SweepRequest()) is None

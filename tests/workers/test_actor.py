@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -57,3 +58,13 @@ def test_an_actor_scores_a_step_as_an_evaluator_here_does_and_hands_errors_over(
     with pytest.raises(CheckpointError, match="step 8 is not stored"):
         ray.get(actor.call.remote(8, "score", ["energy_gap"], 8))
     assert ray.get(actor.num_threads.remote()) == 2  # alive after an error
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no such threads")
+@pytest.mark.parametrize(("num_cpus", "policy"), [(1, "SCHED_OTHER"), (0, "SCHED_IDLE")])
+def test_an_actor_beside_training_takes_only_what_training_leaves(cluster, num_cpus, policy):
+    actor = evaluator_actor(num_cpus=num_cpus).remote(None)
+    assert ray.get(actor.num_threads.remote()) == 1
+    found = ray.get(actor.__ray_call__.remote(lambda self: os.sched_getscheduler(0)))
+    assert found == getattr(os, policy)
