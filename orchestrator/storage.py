@@ -44,6 +44,10 @@ def open_store(uri: str) -> "RunStore":
     return RunStore(uri)
 
 
+BEFORE: tuple[tuple[str, str, Any], ...] = (("buffer", "conditions", "kept"),)
+"""(section, setting, value): what older runs did before the setting was there, where it is not today's default."""
+
+
 class RunStore:
     """The runs under one URI (or in one object store that the caller opened)."""
 
@@ -102,10 +106,16 @@ class Run:
         self.write_json("config.json", tree)
 
     def read_config(self) -> dict[str, Any]:
-        """The settings that the run was started with. Raises ObjectMissing if there is no such run."""
+        """The settings that the run was started with; one that did not exist then has the value that the code acted by.
+
+        Raises ObjectMissing if there is no such run.
+        """
         tree = self.read_json("config.json")
         if not isinstance(tree, dict):
             raise StorageError(f"{self._where('config.json')} is damaged: no settings in it; restore or delete the run")
+        for section, setting, value in BEFORE:
+            if isinstance(tree.get(section), dict):
+                tree[section].setdefault(setting, value)
         return tree
 
     def write_json(self, key: str, tree: Any) -> None:

@@ -2,6 +2,8 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,20 +37,29 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Floor())
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray of two CPUs in this process."""
+@contextmanager
+def local_ray(**resources: int) -> Iterator[None]:
+    """A Ray of these resources in this process, with a folder of its own, ended and removed with the context."""
     import ray
 
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: a socket's path has at most 107 characters
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=folder,
+            **resources,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray of two CPUs in this process."""
+    with local_ray(num_cpus=2):
+        yield

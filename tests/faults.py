@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest import mock
 from urllib.parse import urlsplit
 
+import pytest
 from boto3.session import Session
 from botocore.loaders import Loader
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -55,6 +56,16 @@ def make_bucket(endpoint: str, bucket: str) -> None:
     client = Session().client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket=bucket)
     client.close()
+
+
+@contextmanager
+def moto_bucket(bucket: str) -> Iterator[str]:
+    """URL of a `moto_server` with this bucket, and credentials for it in the environment."""
+    with pytest.MonkeyPatch.context() as patch, moto_server() as endpoint:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        make_bucket(endpoint, bucket)
+        yield endpoint
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """Shares of a GPU, on a Ray that counts one GPU which is not there: what is asked for, granted, and how many fit."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from orchestrator.sweep import DRIVER_RESOURCES
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_room import find_room
 from orchestrator.train_job import scaling
+from tests.conftest import local_ray
 from workers.weights import Weights
 
 pytestmark = [
@@ -35,22 +34,11 @@ GPU = ("cluster.use_gpu=true",)
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_with_a_gpu() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: a socket's path has at most 107 characters
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (cluster.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
             patch.setenv(name, value)
-        ray.init(
-            address="local",
-            num_cpus=4,
-            num_gpus=1,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            _temp_dir=folder,
-        )
-        yield
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+        with local_ray(num_cpus=4, num_gpus=1):
+            yield
 
 
 def job(*settings: str) -> JobConfig:

@@ -14,15 +14,12 @@ from orchestrator import ownership
 from orchestrator.objects import FolderStore, ObjectStore, StorageError
 from orchestrator.ownership import OwnedError, Owner, Ownership, is_alive, this_process
 from orchestrator.s3 import S3Store
-from tests.faults import make_bucket, moto_server
+from tests.faults import moto_bucket
 
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, moto_server() as endpoint:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        make_bucket(endpoint, "owners")
+    with moto_bucket("owners") as endpoint:
         yield endpoint
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import make_bucket, moto_server
+from tests.faults import moto_bucket
 from tests.orchestrator.saving_children import CRASH_POINTS, FOLDER_MOMENTS, S3_MOMENTS
 
 ROOT = Path(__file__).parents[2]
@@ -59,11 +59,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
     if request.param == "folder":
         yield "folder", str(tmp_path / "runs")
         return
-    with pytest.MonkeyPatch.context() as patch, moto_server() as endpoint:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        bucket = f"saving-{os.urandom(6).hex()}"  # moto's buckets outlive its server within a process
-        make_bucket(endpoint, bucket)
+    bucket = f"saving-{os.urandom(6).hex()}"  # moto's buckets outlive its server within a process
+    with moto_bucket(bucket) as endpoint:
         yield "s3", f"s3://{bucket}/runs?endpoint_url={endpoint}"
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ebm_core.config import to_tree
 from ebm_core.errors import CheckpointError, ConfigError
+from orchestrator.config import check_resumable, job_preset, override, parse
 from orchestrator.objects import FolderStore
 from orchestrator.s3 import S3Store
 from orchestrator.storage import ObjectMissing, RunStore, StorageError, open_store, require_run_name, step_name
@@ -148,6 +150,27 @@ def test_steps_sort_as_text_and_have_nine_digits():
     for wrong in (-1, 10**9, 1.0, True, "1"):
         with pytest.raises(StorageError, match="cannot be stored"):
             step_name(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [((), False), (("data.condition=label",), True), (("data.condition=label", "buffer.conditions=kept"), False)],
+)
+def test_a_run_from_before_a_setting_goes_on_as_it_began_or_is_refused(
+    tmp_path: Path, settings: tuple[str, ...], refused: bool
+):
+    job = override(job_preset("digits"), ["name=r", *settings])
+    tree = to_tree(job)
+    del tree["buffer"]["conditions"]
+    run = RunStore(str(tmp_path)).run("r")
+    run.write_config(tree)
+    assert run.read_config()["buffer"]["conditions"] == "kept"
+    check_resumable(run.read_config(), parse(run.read_config()))  # `ebm resume`
+    if refused:
+        with pytest.raises(ConfigError, match=r"buffer\.conditions was 'kept', now 'data'"):
+            check_resumable(run.read_config(), job)
+    else:
+        check_resumable(run.read_config(), job)
 
 
 def test_json_is_kept_exactly_or_refused(tmp_path: Path):

@@ -10,7 +10,7 @@ from ebm_core.errors import EbmError
 from orchestrator.objects import FolderStore, ObjectStore, StorageError
 from orchestrator.s3 import S3Store
 from orchestrator.storage import RunStore
-from tests.faults import make_bucket, moto_server
+from tests.faults import moto_bucket
 from workers.testing import BAD_KEYS, RUN_CHECKS, STORE_CHECKS, Check, write_checkpoint
 
 Open = Callable[[str], ObjectStore]
@@ -18,10 +18,7 @@ Open = Callable[[str], ObjectStore]
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, moto_server() as endpoint:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        make_bucket(endpoint, "contract")
+    with moto_bucket("contract") as endpoint:
         yield endpoint
 
 

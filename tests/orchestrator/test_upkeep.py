@@ -15,7 +15,7 @@ from orchestrator.objects import FolderStore, Leftover, StorageError
 from orchestrator.s3 import S3Store
 from orchestrator.storage import Run, RunStore
 from orchestrator.upkeep import collect, examine
-from tests.faults import make_bucket, moto_server
+from tests.faults import moto_bucket
 from workers.testing import (
     CHECKPOINT_FILES,
     DAMAGES,
@@ -38,10 +38,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
         run.write_config({})
         yield run
         return
-    with pytest.MonkeyPatch.context() as patch, moto_server() as endpoint:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        make_bucket(endpoint, "upkeep")
+    with moto_bucket("upkeep") as endpoint:
         run = RunStore(S3Store("upkeep", tmp_path.name, endpoint)).run("r")
         run.write_config({})
         yield run

@@ -14,7 +14,7 @@ from ebm_core.checkpoint import save
 from ebm_core.config import to_tree
 from ebm_core.errors import CheckpointError
 from ebm_core.trainer import init_state
-from workers.actor import evaluator_actor
+from workers.actor import evaluator_actor, give_way
 from workers.evaluator import Evaluator
 from workers.pictures import grid_png
 
@@ -61,10 +61,16 @@ def test_an_actor_scores_a_step_as_an_evaluator_here_does_and_hands_errors_over(
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no such threads")
 @pytest.mark.parametrize(("num_cpus", "policy"), [(1, "SCHED_OTHER"), (0, "SCHED_IDLE")])
 def test_an_actor_beside_training_takes_only_what_training_leaves(cluster, num_cpus, policy):
     actor = evaluator_actor(num_cpus=num_cpus).remote(None)
     assert ray.get(actor.num_threads.remote()) == 1
     found = ray.get(actor.__ray_call__.remote(lambda self: os.sched_getscheduler(0)))
     assert found == getattr(os, policy)
+
+
+def test_where_the_system_has_no_idle_threads_an_actor_keeps_its_own(monkeypatch):
+    before = os.sched_getscheduler(0)
+    monkeypatch.delattr(os, "SCHED_IDLE")
+    give_way()
+    assert os.sched_getscheduler(0) == before
