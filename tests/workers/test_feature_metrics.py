@@ -100,6 +100,19 @@ def test_precision_and_recall_are_torch_fidelitys(fidelity, features, monkeypatc
     assert {name: ours[name] for name in ("precision", "recall")} == pytest.approx(fidelity.prc(x, y, 5), rel=1e-6)
 
 
+@pytest.mark.parametrize("block", [7, 1024])
+def test_density_and_coverage_count_the_balls_around_real_samples(monkeypatch, block):
+    monkeypatch.setattr(scores, "CHUNK_ROWS", block)
+    rng = np.random.default_rng(3)
+    real, generated, k = rng.normal(size=(40, 3)), rng.normal(0.5, 1, size=(30, 3)), 5
+    radius = [sorted(np.linalg.norm(real - one, axis=1))[k] for one in real]
+    inside = np.array([[np.linalg.norm(x - one) <= r for x in generated] for one, r in zip(real, radius, strict=True)])
+    found = neighborhood_scores(real, generated, k)
+    assert found["density"] == pytest.approx(inside.sum() / (k * len(generated)), rel=1e-12)
+    assert found["coverage"] == pytest.approx(inside.any(axis=1).mean(), rel=1e-12)
+    assert 0 < found["coverage"] < 1
+
+
 def test_one_family_of_names_for_each_extractor():
     of = {name: metric.extractor for name, metric in METRICS.items() if metric.extractor}
     assert {name for name, extractor in of.items() if extractor == "inception"} == {

@@ -90,3 +90,13 @@ def test_too_few_samples_and_unequal_dimensions_are_refused():
         three.merge(four)
     with pytest.raises(DataError, match="at least one shard"):
         merge_all([])
+
+
+def test_a_singular_covariance_has_its_closed_form_too():
+    first, second = np.array([1.0, 2.0, 0.0]), np.array([2.0, 0.5, 3.0])  # standard deviations of independent features
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    a, b = (FeatureStats(11, np.zeros(3), 10 * (turn * std**2) @ turn.T) for std in (first, second))
+    flat = FeatureStats(11, np.zeros(3), 10 * np.diag(first**2))
+    assert frechet_distance(a, b) == pytest.approx(((first - second) ** 2).sum(), rel=1e-6)
+    straight = FeatureStats(11, np.zeros(3), 10 * np.diag(second**2))
+    assert frechet_distance(flat, straight) == pytest.approx(((first - second) ** 2).sum(), rel=1e-12)
