@@ -15,6 +15,8 @@ from orchestrator.report_axes import Axis, tick_text
 _ids = count()
 MAX_NAMES = 12
 """Values of a setting that are named on its axis."""
+LETTER = 7.2
+"""Room for a letter of a label in pixels, at the style sheet's 12 px."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def _upright(title: str, description: str, scales: Sequence[Scale], lines: Seque
     width, top, bottom, side = 760.0, 62.0, 300.0, 60.0
     gap = (width - 2 * side) / max(len(scales) - 1, 1)
     places = [side + i * gap for i in range(len(scales))]
+    room = max(8, int((gap - 14) / LETTER))  # a word that is longer would run into the next axis
     parts = [_head("wide", width, 330, title, description)]
     ends = [(scales[i].at, x) for i, x in enumerate(places)]
     parts += [
@@ -112,32 +115,48 @@ def _upright(title: str, description: str, scales: Sequence[Scale], lines: Seque
             last = i == len(scales) - 1 and i > 0
             parts.append(
                 f'<text class="note" x="{x + (-7 if last else 7):.1f}" y="{y + 4:.1f}" '
-                f'text-anchor="{"end" if last else "start"}">{escape(_short(text, 18))}</text>'
+                f'text-anchor="{"end" if last else "start"}">{escape(_short(text, room))}</text>'
             )
     return "".join(parts) + "</svg>"
 
 
 def _lying(title: str, description: str, scales: Sequence[Scale], lines: Sequence[Line]) -> str:
-    width, left, right, step, top = 350.0, 18.0, 332.0, 66.0, 34.0
-    parts = [_head("narrow", width, top + step * len(scales) - 10, title, description)]
-    places = [top + i * step for i in range(len(scales))]
+    width, left, right, top = 350.0, 18.0, 332.0, 34.0
+    labels = [_in_rows(scale, left, right) for scale in scales]
+    places, below = [], top
+    for named in labels:
+        places.append(below)
+        below += 66 + 14 * max((row for *_, row in named), default=0)
+    parts = [_head("narrow", width, below - 10, title, description)]
     for line in lines:
         points = [(_pixel(s.at(v), left, right), y) for s, v, y in zip(scales, line.values, places, strict=True)]
         parts.append(_path(line, points))
-    for scale, y in zip(scales, places, strict=True):
+    for scale, named, y in zip(scales, labels, places, strict=True):
         parts.append(
             f'<text class="note" x="{left:g}" y="{y - 9:.1f}">{escape(_short(scale.name, 44))}</text>'
             f'<line class="axis" x1="{left:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        labels = scale.labels()
-        for place, text in labels if len(labels) <= 5 else [labels[0], labels[-1]]:
-            x = _pixel(place, left, right) or left
-            anchor = "start" if place < 0.15 else "end" if place > 0.85 else "middle"
-            parts.append(
-                f'<text class="note" x="{x:.1f}" y="{y + 17:.1f}" text-anchor="{anchor}">'
-                f"{escape(_short(text, 14))}</text>"
-            )
+        parts += [
+            f'<text class="note" x="{x:.1f}" y="{y + 17 + 14 * row:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+            for x, anchor, text, row in named
+        ]
     return "".join(parts) + "</svg>"
+
+
+def _in_rows(scale: Scale, left: float, right: float) -> list[tuple[float, str, str, int]]:
+    """(x, anchor, text, row) of a lying axis's labels: each in the first row where it touches no other."""
+    labels = scale.labels()
+    rows: list[float] = []  # where the last word of each row ends
+    found = []
+    for place, text in sorted(labels if len(labels) <= 5 else [labels[0], labels[-1]]):
+        text = _short(text, 24)
+        anchor = "start" if place < 0.15 else "end" if place > 0.85 else "middle"
+        x, size = _pixel(place, left, right) or left, LETTER * len(text)
+        start = x - {"start": 0.0, "middle": size / 2, "end": size}[anchor]
+        row = next((i for i, end in enumerate(rows) if start > end + LETTER), len(rows))
+        rows[row : row + 1] = [start + size]
+        found.append((x, anchor, text, row))
+    return found
 
 
 def _pixel(place: float | None, start: float, end: float) -> float | None:

@@ -86,12 +86,12 @@ def grid_table(sweep: SweepData) -> Table:
     paper = [key for key in PAPER if any(key in _mapping(row.get("paper")) for row in sweep.rows)]
     columns = [
         "row",
-        *choices,
         sweep.metric,
         f"best {sweep.metric}",
         "stable seeds",
         "trials",
         *(PAPER[k] for k in paper),
+        *choices,
     ]
     rows = []
     for row in sweep.rows:
@@ -100,12 +100,12 @@ def grid_table(sweep: SweepData) -> Table:
         rows.append(
             (
                 str(row.get("label", row.get("key", "?"))),
-                *(str(has.get(name, "-")) for name in choices),
                 spread_text([t.value for t in trials]),
                 spread_text([t.best for t in trials]),
                 stability_text(trials),
                 ", ".join(f"{count} {state}" for state, count in Counter(t.state for t in trials).items()) or "-",
                 *(_paper_text(theirs.get(key)) for key in paper),
+                *(str(has.get(name, "-")) for name in choices),
             )
         )
     return Table(columns, rows)

@@ -172,6 +172,32 @@ def test_exactly_one_drawing_of_each_chart_is_shown_and_its_text_is_readable(pag
         assert min(heights) > 10.5
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_label_of_the_settings_view_lies_on_another(page: Page, width: int):
+    page.open("sweep", width=width)
+    labels = page.run(
+        "return [...document.querySelectorAll('svg.parallel text')].filter(t => t.getClientRects().length)"
+        ".map(t => { const b = t.getBoundingClientRect(); return [t.textContent, b.left, b.top, b.right, b.bottom]; })"
+    )
+    assert {text for text, *_ in labels} >= {"layer normalisation", "spectral normalisation", "none of them", "L_opt"}
+    lying = [
+        (a[0], b[0])
+        for a, b in itertools.combinations(labels, 2)
+        if min(a[3], b[3]) > max(a[1], b[1]) and min(a[4], b[4]) - max(a[2], b[2]) > 2  # 2: air above the letters
+    ]
+    assert lying == []
+
+
+def test_a_phone_shows_the_whole_name_of_a_wide_table(page: Page):
+    page.open("sweep", width=390)
+    ends = page.run(
+        "return [...document.querySelectorAll('caption span')].filter(t => t.getClientRects().length)"
+        ".map(t => t.getBoundingClientRect().right)"
+    )
+    assert ends
+    assert max(ends) <= 390
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_print_shows_whole_charts_on_white(page: Page, kind: str):
     page.open(kind, width=680, scheme="dark", media="print")  # 210 mm less margins, at 96 dots per inch

@@ -133,12 +133,16 @@ def store_sweep(root: Path, name: str = "table2-digits", seeds: int = 2) -> Run:
     """A grid of three rows: the first unstable for every seed, the last unfinished for its last seed."""
     store = RunStore(str(root))
     folder = Run(store, name)
+
+    def choices(opt: str, architecture: str) -> dict[str, str]:
+        return {"L_opt": opt, "architecture": architecture}
+
     rows = [
-        {"key": key, "label": label, "settings": [f"loss.kl_weight={kl}"], "choices": {"L_opt": has}, "paper": paper}
+        {"key": key, "label": label, "settings": [f"loss.kl_weight={kl}"], "choices": has, "paper": paper}
         for key, label, kl, has, paper in (
-            ("plain", "none of them", 0, "no", {"fid": 253.1, "stable": False}),
-            ("opt", "L_opt", 1, "yes", {"fid": 59.8, "stable": True}),
-            ("strong", "L_opt, twice", 2, "yes, twice", {}),
+            ("plain", "none of them", 0, choices("no", "none of them"), {"fid": 253.1, "stable": False}),
+            ("opt", "L_opt", 1, choices("yes", "layer normalisation"), {"fid": 59.8, "stable": True}),
+            ("strong", "L_opt, twice", 2, choices("yes, twice", "spectral normalisation"), {}),
         )
     ]
     plan = {"version": 1, "name": name, "kind": "grid", "title": "Table 2: what each part adds", "preset": "digits"}

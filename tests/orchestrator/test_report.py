@@ -240,13 +240,13 @@ def test_a_live_page_reloads_itself_until_the_run_has_ended(tmp_path: Path, monk
 def test_the_table_of_a_sweep_has_mean_spread_stability_and_the_paper(tmp_path: Path):
     folder = store_sweep(tmp_path)
     table = grid_table(gather_sweep(folder))
-    assert table.columns[-2:] == ["FID (paper)", "stable (paper)"]
+    assert table.columns[-4:] == ["FID (paper)", "stable (paper)", "L_opt", "architecture"]
     plain, opt, strong = table.rows
     # values 14, 19 for plain; 22, 27 for opt: mean and sample standard deviation 5 / sqrt(2) = 3.5
-    assert plain == ("none of them", "no", "16.5 ± 3.5", "15.5 ± 3.5", *plain[4:])
-    assert plain[4:] == ("0 of 2 (unstable at 100, 100)", "2 unstable", "253.1", "no")
-    assert opt[2:] == ("24.5 ± 3.5", "23.5 ± 3.5", "2 of 2", "2 finished", "59.8", "yes")
-    assert strong[2:] == ("30", "29", "1 of 1", "1 finished, 1 crashed", "-", "-")
+    assert plain == ("none of them", "16.5 ± 3.5", "15.5 ± 3.5", *plain[3:])
+    assert plain[3:] == ("0 of 2 (unstable at 100, 100)", "2 unstable", "253.1", "no", "no", "none of them")
+    assert opt[1:-2] == ("24.5 ± 3.5", "23.5 ± 3.5", "2 of 2", "2 finished", "59.8", "yes")
+    assert strong[1:-2] == ("30", "29", "1 of 1", "1 finished, 1 crashed", "-", "-")
 
 
 def test_the_best_trial_of_a_sweep_is_a_stable_one(tmp_path: Path):
