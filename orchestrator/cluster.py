@@ -23,6 +23,7 @@ from orchestrator.saving import Deposits
 QUIET_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker, and the end, are noticed at the controller's next poll
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # of a worker that hangs; Ray waits 600 s
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -217,22 +218,25 @@ def adopt(environment: Mapping[str, str]) -> None:
 def worker_resources(job: JobConfig) -> dict[str, float]:
     """What each worker reserves: its CPUs (null: the largest equal share) and, with cluster.use_gpu, its GPU or share.
 
-    Raises ClusterError when this Ray can never hold cluster.num_workers such workers.
+    Raises ClusterError when this Ray can never hold cluster.num_workers such workers, or cluster.min_workers where set:
+    an elastic job is laid out for as many as there is room for now.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers, gpu = job.cluster.num_workers, gpu_share(job)
+    gpu, wanted = gpu_share(job), job.cluster.cpus_per_worker
+    room = sum(places(n, wanted or 1, gpu) for n in nodes)
+    workers = max(job.cluster.least_workers, min(job.cluster.num_workers, room))
 
     def fits(cpus: int) -> bool:
         return sum(places(n, cpus, gpu) for n in nodes) >= workers
 
-    wanted = job.cluster.cpus_per_worker
     most = int(max((n.get("CPU", 0) for n in nodes), default=0))
     cpus = wanted or next((c for c in range(most, 0, -1) if fits(c)), 0)
     if cpus == 0 or not fits(cpus):
         total = {kind: sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU")}
+        asked = "num_workers" if job.cluster.min_workers is None else "min_workers"
         need = f"{wanted or 1} CPU{f' and {gpu:g} GPU' if gpu else ''}"
         raise ClusterError(
-            f"cluster.num_workers = {workers}: each needs {need}, this Ray has {total['CPU']:g} CPUs and "
+            f"cluster.{asked} = {workers}: each needs {need}, this Ray has {total['CPU']:g} CPUs and "
             f"{total['GPU']:g} GPUs on {len(nodes)} node{'s' if len(nodes) != 1 else ''}; ask for fewer or add nodes"
         )
     return {"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}

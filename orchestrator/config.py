@@ -88,6 +88,9 @@ class ClusterConfig:
 
     num_workers: int = 1
     """Processes that share each batch; must divide train.batch_size and buffer.num_shards."""
+    min_workers: int | None = None
+    """Fewest that the job goes on with while a node is missing: Ray takes any number from this one to num_workers, and
+    adds workers when there is room again; null: num_workers, and the job waits."""
     use_gpu: bool = False
     """GPUs (nccl); otherwise CPUs (gloo)."""
     gpus_per_worker: float = 1.0
@@ -100,6 +103,9 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         require(1 <= self.num_workers <= 4096, "cluster.num_workers", self.num_workers, "must lie in 1 to 4096")
+        if self.min_workers is not None:
+            allowed = f"must lie in 1 to cluster.num_workers = {self.num_workers}, or null"
+            require(1 <= self.min_workers <= self.num_workers, "cluster.min_workers", self.min_workers, allowed)
         cpus = self.cpus_per_worker
         require(cpus is None or cpus >= 1, "cluster.cpus_per_worker", cpus, "must be at least 1, or null for a share")
         gpus = self.gpus_per_worker
@@ -109,6 +115,11 @@ class ClusterConfig:
             require(self.num_workers == 1, "cluster.gpus_per_worker", gpus, alone)
             require(self.use_gpu, "cluster.gpus_per_worker", gpus, "needs cluster.use_gpu=true")
         require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
+
+    @property
+    def least_workers(self) -> int:
+        """Fewest workers that the job runs on."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,19 +142,14 @@ class JobConfig(TrainConfig):
         require(
             bool(self.storage) and "\0" not in self.storage, "storage", self.storage, "must be a folder or s3:// URI"
         )
-        workers = self.cluster.num_workers
-        require(
-            self.buffer.num_shards % workers == 0,
-            "cluster.num_workers",
-            workers,
-            f"must divide buffer.num_shards = {self.buffer.num_shards}",
-        )
-        require(
-            self.train.batch_size % workers == 0,
-            "cluster.num_workers",
-            workers,
-            f"must divide train.batch_size = {self.train.batch_size}",
-        )
+        most, least = self.cluster.num_workers, self.cluster.least_workers
+        for path, whole in (("buffer.num_shards", self.buffer.num_shards), ("train.batch_size", self.train.batch_size)):
+            require(whole % most == 0, "cluster.num_workers", most, f"must divide {path} = {whole}")
+            uneven = [n for n in range(least, most) if whole % n]
+            remedy = (
+                f"the job may run on {least} to {most} workers, and {uneven} of them do not divide {path} = {whole}"
+            )
+            require(not uneven, "cluster.min_workers", least, remedy)
         if self.train.on_divergence == "rollback":
             kept = (self.checkpoint.keep - 1) * self.checkpoint.every
             drift = self.train.gap_window + self.train.gap_patience

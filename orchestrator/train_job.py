@@ -37,6 +37,8 @@ __all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "t
 
 COLLECTIVE_TIMEOUT_S = 600
 """After so long without an answer from its peers a worker gives up, and the job restarts from its newest checkpoint."""
+RESIZE_S = 30.0
+"""So often an elastic job that lacks workers looks for room. More of them cost the steps since the last checkpoint."""
 POLL_S = 0.2
 
 
@@ -174,8 +176,12 @@ def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: runs.Origin)
 
 def scaling(job: JobConfig, resources: dict[str, float]) -> ScalingConfig:
     """What Ray Train is asked for: the workers, and what each of them reserves (`cluster.worker_resources`)."""
+    least, most = job.cluster.least_workers, job.cluster.num_workers
     return ScalingConfig(
-        num_workers=job.cluster.num_workers, use_gpu=job.cluster.use_gpu, resources_per_worker=resources
+        num_workers=most if least == most else (least, most),
+        use_gpu=job.cluster.use_gpu,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_S,
     )
 
 
@@ -310,7 +316,7 @@ class _Supervisor:
         self._mailbox.request_stop.remote()
 
     def _say_waiting(self, resources: dict[str, float]) -> None:
-        need = resources["CPU"] * self._job.cluster.num_workers
+        need = resources["CPU"] * self._job.cluster.least_workers
         free = cluster.free_cpus()
         if free < need:
             self._display.note(f"waiting for {need:g} CPUs: {free:g} of this Ray are free now")

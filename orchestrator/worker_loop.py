@@ -88,7 +88,7 @@ def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
     run = RunStore(job.storage).run(str(job.name))
     data = load(cfg.data, "train")
     state = init_state(cfg, shards=Shards.of_rank(group.rank, group.size, cfg.buffer.num_shards))
-    loop = Loop(run, cfg, job, group, mailbox, telemetry.Recorder(0))
+    loop = Loop(run, cfg, job, group, mailbox, telemetry.Recorder(0), ray.train.get_preemption_info)
     train_until_done(data, state, loop)
 
 
@@ -121,8 +121,8 @@ def _train_on(data: Dataset, state: TrainState, loop: "Loop") -> None:
         terms = train_step(state, x_data, cfg, sync, condition)
         loop.log(state.step, terms, state.device)
         last = state.step == cfg.train.num_steps
-        stop = loop.stop_requested()
-        if last or stop or state.step % loop.job.checkpoint.every == 0:
+        stop, preempted = loop.news()
+        if last or stop or preempted or state.step % loop.job.checkpoint.every == 0:
             loop.save(state)
         if stop and not last:
             break
@@ -157,6 +157,9 @@ class Loop:
     group: Group
     mailbox: Any
     recorder: telemetry.Recorder
+    preemption: Callable[[], Any] = lambda: None
+    """What Ray knows of a node of this job that is about to go; asked by all ranks at the same step."""
+    preempted: bool = False
     asked_at: float = 0.0
     rollbacks: list[Rollback] = field(default_factory=list)
     saver: BackgroundSaver = field(default_factory=BackgroundSaver)
@@ -170,6 +173,8 @@ class Loop:
             settings["lr"] = self.lr
         self.recorder = telemetry.Recorder(state.step)
         if self.group.rank == 0:
+            if self.job.cluster.least_workers < self.job.cluster.num_workers:
+                self.warn(f"training on {self.group.size} of {self.job.cluster.num_workers} workers")
             drop_rows_after(self.run, state.step)
             self.mailbox.post.remote("started", state.step)
 
@@ -200,13 +205,23 @@ class Loop:
             row = terms | {"lr": self.lr, "rollbacks": float(len(self.rollbacks)), "device_memory": peak_bytes(device)}
             self.mailbox.post.remote("row", self.recorder.add(step, row))
 
-    def stop_requested(self) -> bool:
-        """Whether the driver wants to stop: asked by rank 0 now and then, agreed on by all ranks."""
-        stop = False
+    def news(self) -> tuple[bool, bool]:
+        """(whether the driver wants to stop; whether a node is about to go, told once to this group of workers).
+
+        Rank 0 asks now and then, and all ranks agree. A preempted worker stores a checkpoint and trains on: the node
+        may have minutes left, and Ray starts the workers anew once it is gone.
+        """
+        asked = stop = False
         if self.group.rank == 0 and time.monotonic() - self.asked_at >= STOP_CHECK_S:
-            self.asked_at = time.monotonic()
+            self.asked_at, asked = time.monotonic(), True
             stop = ray.get(self.mailbox.stop_requested.remote())
-        return self.group.from_first(stop)
+        asked, stop = self.group.from_first((asked, stop))
+        if not asked or self.preempted or self.preemption() is None:
+            return stop, False
+        self.preempted = True
+        if self.group.rank == 0:
+            self.mailbox.post.remote("note", "a node of this job is about to go: storing a checkpoint")
+        return stop, True
 
     def save(self, state: TrainState) -> None:
         """Copy the state to local files and have a thread store them, after what an earlier save still stores.

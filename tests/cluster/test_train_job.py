@@ -191,6 +191,22 @@ def test_a_killed_worker_costs_a_restart_and_no_number(tmp_path: Path):
     assert [row["step"] for row in numbers_of(stored(tmp_path))] == [1, *range(2, 31, 2)]
 
 
+def test_a_hung_worker_is_found_and_replaced_and_costs_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "3")
+    with Killer(
+        lambda: (tmp_path / "run" / "checkpoints" / "step-000000003" / "COMMITTED").exists(), by=signal.SIGSTOP
+    ) as hung:
+        result, display = train(tmp_path, "train.num_steps=30", "cluster.num_workers=2")
+    assert result.step == 30
+    assert any("lost a worker (WorkerHealthCheckTimeoutError" in note for note in display.notes), display.notes
+    assert hung.killed is not None
+    assert not Path(f"/proc/{hung.killed}").exists()
+    train(tmp_path / "undisturbed", "train.num_steps=30", "cluster.num_workers=2")
+    undisturbed = stored(tmp_path / "undisturbed")
+    assert files_of(stored(tmp_path), 30, tmp_path / "a") == files_of(undisturbed, 30, tmp_path / "b")
+    assert numbers_of(stored(tmp_path)) == numbers_of(undisturbed)
+
+
 def test_divergence_ends_the_run_saves_what_it_had_and_is_not_retried(tmp_path: Path):
     display = Notes()
     with pytest.raises(DivergenceError) as end:
@@ -362,11 +378,13 @@ def test_two_gloo_workers_average_to_the_gradient_of_the_whole_batch(tmp_path: P
 
 
 class Killer:
-    """Kills -9 a worker of this process's Ray (by default one that trains) as soon as `when` holds."""
+    """Kills -9, or stops, a worker of this process's Ray (by default one that trains) as soon as `when` holds."""
 
-    def __init__(self, when: Callable[[], bool], title: bytes = b"RayTrainWorker") -> None:
+    def __init__(
+        self, when: Callable[[], bool], title: bytes = b"RayTrainWorker", by: signal.Signals = signal.SIGKILL
+    ) -> None:
         self.killed: int | None = None
-        self._title = title
+        self._title, self._by = title, by
         self._when, self._over = when, threading.Event()
         self._thread = threading.Thread(target=self._wait)
 
@@ -382,7 +400,7 @@ class Killer:
         while not self._over.is_set():
             if self._when() and (workers := _workers(os.getpid(), self._title)):
                 self.killed = workers[0]
-                os.kill(self.killed, signal.SIGKILL)
+                os.kill(self.killed, self._by)
                 return
             time.sleep(0.02)
 

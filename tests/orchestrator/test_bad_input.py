@@ -118,6 +118,7 @@ SETTINGS = [
     ("evaluation.metrics=fid_smal", "did you mean fid_small?"),
     ("cluster.num_workers=3", "cluster.num_workers = 3: must divide buffer.num_shards = 8"),
     ("cluster.num_workers=0", "cluster.num_workers = 0: must lie in 1 to 4096"),
+    ("cluster.min_workers=2", "cluster.min_workers = 2: must lie in 1 to cluster.num_workers = 1, or null"),
     ("engine.device=cuda", "needs cluster.use_gpu=true"),
     ("name=../out", "name = '../out'"),
     ("name=a/b", "name = 'a/b'"),

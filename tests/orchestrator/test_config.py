@@ -129,6 +129,17 @@ def test_settings_that_only_fit_together_may_come_in_any_order():
     assert override(job_preset("cifar10"), both) == override(job_preset("cifar10"), both[::-1])
 
 
+def test_every_size_of_an_elastic_job_must_divide_batch_and_shards():
+    elastic = ["cluster.num_workers=4", "cluster.min_workers=1"]
+    with pytest.raises(
+        ConfigError, match=r"min_workers = 1: the job may run on 1 to 4 workers, and \[3\] of them do not"
+    ):
+        override(job_preset("digits"), elastic)
+    assert override(job_preset("digits"), [*elastic, "buffer.num_shards=12", "train.batch_size=24"])
+    assert override(job_preset("digits"), ["cluster.num_workers=2", "cluster.min_workers=1"]).cluster.least_workers == 1
+    assert job_preset("digits").cluster.least_workers == 1
+
+
 def test_the_last_of_equal_paths_wins():
     assert override(job_preset("cifar10"), ["seed=1", "seed=2"]).seed == 2
 
