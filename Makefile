@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate up down kills fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-sweep sweep-kills clean
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-sweep sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -30,7 +30,7 @@ sweep: $(VENV)/installed
 
 # The whole suite. It fails if fewer tests are collected than tests/floor.txt says.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not browser and not prometheus and not operate" --floor $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not browser and not prometheus and not operate and not nodes" --floor $(TEST_ARGS)
 
 # The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
 test-s3: $(VENV)/installed-dev
@@ -47,6 +47,10 @@ test-prometheus: $(VENV)/installed-dev
 # Submit, watch, stop and resume on a real cluster with token, S3 server and Prometheus, started and stopped here.
 test-operate: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python bash tests/operate/run.sh cluster
+
+# Nodes of their own addresses that are killed, cut off, slowed down and taken away; about ten minutes, as root.
+test-nodes: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python bash tests/nodes/run.sh
 
 # That cluster to play with, and one job on it; `make down` ends all of it. DIR=/tmp/other DASHBOARD_PORT=... for more.
 up: $(VENV)/installed

@@ -2,10 +2,11 @@
 
     python -m benchmarks.sweep_kills [--kills 10] [--seed 0]
 
-One sweep runs in peace. Then the same sweep is started again and again in another folder; its driver is killed after a
-random part of the time that the first took, until it has ended. If kills are left then, a third folder follows, and so
-on. All results but their costs, and the digests of all last checkpoints, must be the same, and no process may stay:
-30 s after a kill only Ray's two agents, which wait 60 s for their dead node before they leave, and in the end none.
+One sweep runs in peace. Then the same sweep is started again and again in another folder of the same path (which is a
+setting, data.root); its driver is killed after a random part of the time that the first took, until it has ended. If
+kills are left then, a third folder follows, and so on. All results but their costs, and the digests of all last
+checkpoints, must be the same, and no process may stay: 30 s after a kill only Ray's two agents, which wait 60 s for
+their dead node before they leave, and in the end none.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,16 +122,16 @@ def main() -> None:
     asked = parser.parse_args()
     rng, kills, rounds = random.Random(asked.seed), 0, 0
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
-        peace = Path(temporary, "peace")
-        peace.mkdir()
+        folder = Path(temporary, "sweep")
+        folder.mkdir()
         started = time.monotonic()
-        assert launch(peace).wait() == 0, (peace / "log.txt").read_text()
+        assert launch(folder).wait() == 0, (folder / "log.txt").read_text()
         took = time.monotonic() - started
-        expected = outcome(peace)
+        expected = outcome(folder)
         print(f"in peace: {took:.0f} s, {len(expected)} trials", flush=True)
         while kills < asked.kills:
             rounds += 1
-            folder = Path(temporary, f"round{rounds}")
+            shutil.rmtree(folder)
             folder.mkdir()
             ended, sessions = False, []
             while not ended:
@@ -145,7 +147,9 @@ def main() -> None:
             same = outcome(folder) == expected
             print(json.dumps({"round": rounds, "kills so far": kills, "same": same}), flush=True)
             if not same:
-                print(json.dumps({"expected": expected, "found": outcome(folder)}, indent=1, default=str))
+                for trial, found in outcome(folder).items():
+                    if found != expected[trial]:
+                        print(json.dumps({"expected": expected[trial], "found": found}, indent=1, default=str))
                 sys.exit(1)
     print(f"{kills} kills in {rounds} sweeps: all results and checkpoints are those of the sweep in peace")
 

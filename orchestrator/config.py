@@ -45,7 +45,7 @@ class CheckpointConfig:
     every: int = 500
     """Steps between checkpoints; the last step always has one."""
     keep: int = 3
-    """Newest checkpoints that stay in storage."""
+    """Newest checkpoints that stay in storage; up to 8 older ones stay until they are scored (evaluation.every)."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")

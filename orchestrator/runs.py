@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,9 @@ from orchestrator.storage import ObjectMissing, Run, RunStore, StorageError, ste
 from workers.feature_metrics import FIELD_IMAGES, printed_name
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
+MAX_AWAITING = 8
+"""Checkpoints that outlive checkpoint.keep because their scores are still to come: scoring that is slower than training
+must not decide by its pace what is scored, and scoring that never ends must not fill the store."""
 
 _SECRET = re.compile(r"(?i)(token|secret|password|credential|access_?key)[^=\s]*=\S+")
 _USER_INFO = re.compile(r"://[^/@\s]+@")
@@ -233,3 +236,32 @@ def _hardware() -> dict[str, Any]:
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
+
+
+def is_scored(step: int, job: JobConfig) -> bool:
+    """Whether a checkpoint gets scores: with evaluation.every, its multiples and the last step."""
+    every = job.evaluation.every
+    return every > 0 and (step % every == 0 or step == job.train.num_steps)
+
+
+def lacking_scores(run: Run, job: JobConfig, steps: Sequence[int]) -> list[int]:
+    """Those of the steps that lack a score of evaluation.metrics, or the grid, which is stored last."""
+    if not steps:
+        return []
+    stored = {info.key for prefix in ("evaluations/", "samples/") for info in run.list(prefix)}
+
+    def complete(step: int) -> bool:
+        documents = {f"evaluations/{step_name(step)}/{metric}.json" for metric in job.evaluation.metrics}
+        return documents | {ema_grid_key(step)} <= stored
+
+    return [step for step in steps if not complete(step)]
+
+
+def unscored(run: Run, job: JobConfig) -> list[int]:
+    """Stored checkpoints that get scores and have not got all of them, ascending."""
+    return lacking_scores(run, job, [step for step in run.checkpoints() if is_scored(step, job)])
+
+
+def awaiting_scores(run: Run, job: JobConfig) -> list[int]:
+    """Checkpoints that stay until they are scored, the newest MAX_AWAITING of `unscored`."""
+    return unscored(run, job)[-MAX_AWAITING:] if job.evaluation.every else []

@@ -2,7 +2,6 @@
 
 import queue
 import threading
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,37 +15,13 @@ from orchestrator.evaluate import new_actor, results_folder, score, store_result
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool
 from orchestrator.request import EvaluationRequest
-from orchestrator.runs import ema_grid_key, headline
+from orchestrator.runs import ema_grid_key, headline, is_scored, unscored
 from orchestrator.storage import Run, step_name
 from orchestrator.study import Asked
 from workers.weights import Weights
 
 ATTEMPTS = 2
 """A checkpoint whose scoring fails is tried once more, with fresh actors; a shard whose actor dies is made again."""
-
-
-def is_scored(step: int, job: JobConfig) -> bool:
-    """Whether a checkpoint gets scores: with evaluation.every, its multiples and the last step."""
-    every = job.evaluation.every
-    return every > 0 and (step % every == 0 or step == job.train.num_steps)
-
-
-def lacking_scores(run: Run, job: JobConfig, steps: Sequence[int]) -> list[int]:
-    """Those of the steps that lack a score of evaluation.metrics, or the grid, which is stored last."""
-    if not steps:
-        return []
-    stored = {info.key for prefix in ("evaluations/", "samples/") for info in run.list(prefix)}
-
-    def complete(step: int) -> bool:
-        documents = {f"evaluations/{step_name(step)}/{metric}.json" for metric in job.evaluation.metrics}
-        return documents | {ema_grid_key(step)} <= stored
-
-    return [step for step in steps if not complete(step)]
-
-
-def unscored(run: Run, job: JobConfig) -> list[int]:
-    """Stored checkpoints that get scores and have not got all of them, ascending."""
-    return lacking_scores(run, job, [step for step in run.checkpoints() if is_scored(step, job)])
 
 
 class Scorer:

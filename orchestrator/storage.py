@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +230,8 @@ class Run:
                 return [older]
         return []
 
-    def retain(self, keep: int, warn: Warn = _log.warning) -> Steps:
-        """Delete all but the newest `keep` sound checkpoints (at least 2) and return the deleted steps.
+    def retain(self, keep: int, warn: Warn = _log.warning, spared: Collection[int] = ()) -> Steps:
+        """Delete all but the newest `keep` sound checkpoints (at least 2) and the spared; return the deleted steps.
 
         Deletes nothing before the two newest have been read back and verified (once per Run object). COMMITTED goes
         first, so that what a kill leaves behind is invisible; the next call removes it. Damaged ones stay for study.
@@ -248,7 +248,7 @@ class Run:
                 kept.append(step)
         if len(kept) < 2:
             return []
-        old = {step for step in stored if step < kept[-1]}
+        old = {step for step in stored if step < kept[-1] and step not in spared}
         for step in sorted(old):
             if step in usable or not stored[step].committed:
                 self.at(step).delete(stored[step].keys)

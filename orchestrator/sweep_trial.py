@@ -19,7 +19,7 @@ from orchestrator import runs, telemetry
 from orchestrator.cluster import adopt
 from orchestrator.commits import parse_step_name
 from orchestrator.config import JobConfig, parse
-from orchestrator.score_job import Scorer, lacking_scores, unscored
+from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore
 from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult, TrialState
 from orchestrator.train_job import Watcher, run_training
@@ -96,7 +96,7 @@ def _train(
         return "unstable", str(why), why.step
     except ConfigError as why:
         return "refused", " ".join(str(why).split()), None
-    complete = found.step >= found.num_steps and not unscored(record.store.run(planned.run), job)
+    complete = found.step >= found.num_steps and not runs.unscored(record.store.run(planned.run), job)
     return ("finished" if complete else "interrupted" if watch.stopping else _lost_scores(planned)), "", None
 
 
@@ -107,7 +107,7 @@ def _lost_scores(planned: PlannedTrial) -> str:
 def _score_newest(run: Run, job: JobConfig, watch: "_TrialWatch") -> None:
     """Score the newest sound checkpoint of a run that diverged, whatever evaluation.every says."""
     steps = run.checkpoints()
-    if not lacking_scores(run, job, steps[-1:]):
+    if not runs.lacking_scores(run, job, steps[-1:]):
         return
     scorer = Scorer(job, run)
     try:

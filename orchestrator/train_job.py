@@ -28,7 +28,7 @@ from orchestrator.evaluate import check_weights
 from orchestrator.exporter import Link
 from orchestrator.metrics import Meter
 from orchestrator.progress import Display, Silent
-from orchestrator.score_job import Scorer, unscored
+from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore, StorageError
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
 from workers.weights import Weights
@@ -157,7 +157,7 @@ def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
     run = store.run(job.name)
     check_resumable(run.read_config(), job)
     reached = max(run.checkpoints(), default=0)
-    if reached < job.train.num_steps or reached in unscored(run, job):  # killed before the last scores were stored
+    if reached < job.train.num_steps or reached in runs.unscored(run, job):  # killed before the last scores were stored
         return None
     return replace(_result(run, job, reached), already_finished=True)
 
@@ -232,13 +232,15 @@ class _Supervisor:
             time.sleep(min(0.5 * 2**failures, 15.0))
 
     def _finish_scoring(self) -> None:
-        """Wait for the scores of the checkpoints on hand, unless a signal came or comes."""
+        """Wait for the scores that are due, unless a signal came or comes; checkpoints that only waited for them go."""
         if self._signal is None and self._scorer.busy():
             self._display.note("scoring the last checkpoint")
         while self._signal is None and self._scorer.busy():
             time.sleep(POLL_S)
             self._read_mail()
         self._read_mail()
+        if self._job.evaluation.every and len(self._run.checkpoints()) > self._job.checkpoint.keep:
+            self._run.retain(self._job.checkpoint.keep, self._display.note, runs.awaiting_scores(self._run, self._job))
 
     def _interrupted(self) -> int | None:
         return self._signal if self._step < self._job.train.num_steps else None

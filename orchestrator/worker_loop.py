@@ -25,6 +25,7 @@ from orchestrator import telemetry
 from orchestrator.cluster import adopt
 from orchestrator.config import JobConfig, core_config, parse
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
+from orchestrator.runs import awaiting_scores
 from orchestrator.saving import BackgroundSaver, gather
 from orchestrator.storage import Run, RunStore, step_name
 from workers.pictures import grid_png
@@ -257,7 +258,7 @@ class Loop:
             entries = gather(self.mailbox, attempt, self.group.size)
         self.run.write_bytes(f"samples/{step_name(step)}.png", grid)
         self.run.commit(step, attempt, manifest_bytes(entries, step))
-        self.run.retain(self.job.checkpoint.keep, self.warn)
+        self.run.retain(self.job.checkpoint.keep, self.warn, awaiting_scores(self.run, self.job))
         ray.get(self.mailbox.post.remote("checkpoint", step))
 
     def finish(self) -> None:

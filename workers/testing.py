@@ -534,6 +534,8 @@ def check_retention(open_store: OpenStore) -> None:
     late, _ = upload_checkpoint(run, 6)
     flip_bit(run, f"checkpoints/step-000000005/{attempt}/model.safetensors")
     messages: list[str] = []
+    assert run.retain(2, messages.append, spared=[2]) == []
+    assert run.checkpoints() == [2, 3, 4], "a spared one was deleted"
     assert run.retain(2, messages.append) == [2]
     assert len(messages) == 1, messages
     assert "step-000000005" in messages[0], messages

@@ -15,7 +15,8 @@ from orchestrator import runs, score_job
 from orchestrator.cluster import ClusterError
 from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.evaluate import check_weights
-from orchestrator.score_job import Scorer, unscored
+from orchestrator.runs import awaiting_scores, unscored
+from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore
 from workers.evaluator import Evaluator
 from workers.weights import Weights
@@ -112,6 +113,20 @@ def test_checkpoints_that_an_earlier_job_left_unscored_come_first(scored, tmp_pa
     assert sorted(runs.read_scores(run, 4)) == ["energy_gap", "fid_small"]
     assert results(run).keys() > KEYS
     assert unscored(run, job(tmp_path, "evaluation.metrics=nearest_train"))  # another score is wanted
+
+
+def test_checkpoints_stay_until_they_are_scored_but_never_many(scored, tmp_path):
+    run, work = scored
+    slow = job(tmp_path)  # every 2 steps
+    for step in range(1, 31):
+        store(run, slow, step)
+        run.retain(2, pytest.fail, awaiting_scores(run, slow))
+    assert run.checkpoints() == [*range(16, 29, 2), 29, 30]  # eight that wait, and the two newest
+    assert work(slow) == []
+    assert awaiting_scores(run, slow) == []
+    run.retain(2, pytest.fail, awaiting_scores(run, slow))
+    assert run.checkpoints() == [29, 30]
+    assert awaiting_scores(run, job(tmp_path, "evaluation.every=0")) == []
 
 
 def test_a_scorer_that_dies_once_is_tried_again_with_fresh_actors(scored, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from ebm_core.config import to_tree
 from orchestrator import telemetry
 from orchestrator.config import JobConfig, override
-from orchestrator.score_job import lacking_scores, unscored
+from orchestrator.runs import lacking_scores, unscored
 from orchestrator.storage import Run, RunStore
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_record import SweepPlan
