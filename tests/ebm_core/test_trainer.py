@@ -14,7 +14,7 @@ from ebm_core.losses import improved_cd_loss
 from ebm_core.rng import Shards
 from ebm_core.sampler import generate, sample_negatives
 from ebm_core.trainer import chain_starts, fingerprint, init_state, past_samples, step_streams, train_step
-from tests.ebm_core.tiny import batch, tiny_config
+from tests.ebm_core.tiny import batch, step_together, tiny_config
 
 
 def advance(state, cfg, num_steps):
@@ -120,19 +120,7 @@ def test_two_workers_average_to_the_one_worker_step():
     for step in range(3):
         x = batch(step, cfg)
         train_step(one, x, cfg)
-        gradients: list[list[torch.Tensor]] = []
-        for worker in two:  # a rehearsal on copies records what each would send
-            rehearsal = copy.deepcopy(worker)
-            part = x[worker.shards.span(8)]
-            train_step(rehearsal, part, cfg, lambda t, sent=gradients: sent.append([g.clone() for g in t]))
-        means = [sum(parts) / 2 for parts in zip(*gradients, strict=True)]
-
-        def average(tensors, means=means):
-            for tensor, mean in zip(tensors, means, strict=True):
-                tensor.copy_(mean)
-
-        for worker in two:
-            train_step(worker, x[worker.shards.span(8)], cfg, average)
+        step_together(two, x, cfg)
         for ours, theirs in zip(one.model.parameters(), two[0].model.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
         for a, b in zip(two[0].model.parameters(), two[1].model.parameters(), strict=True):

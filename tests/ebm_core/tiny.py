@@ -1,6 +1,8 @@
 """A model small enough that a test can afford whole runs."""
 
+import copy
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -15,6 +17,7 @@ from ebm_core.config import (
     SamplerConfig,
     TrainConfig,
 )
+from ebm_core.trainer import TrainState, train_step
 
 
 def tiny_config(**sections) -> TrainConfig:
@@ -37,3 +40,23 @@ def tiny_config(**sections) -> TrainConfig:
 def batch(step: int, cfg: TrainConfig) -> torch.Tensor:
     """The global batch of a step: any images will do."""
     return torch.rand((cfg.train.batch_size, *cfg.image_shape), generator=torch.Generator().manual_seed(step))
+
+
+def step_together(workers: list[TrainState], x: torch.Tensor, cfg: TrainConfig) -> None:
+    """A training step of several workers in this process: each has its part of the batch, gradients are averaged."""
+    sent: list[list[torch.Tensor]] = []
+    for worker in workers:  # a rehearsal on copies records what each would send
+        train_step(
+            copy.deepcopy(worker),
+            x[worker.shards.span(len(x))],
+            cfg,
+            lambda tensors: sent.append([t.clone() for t in tensors]),
+        )
+    means = [sum(parts) / len(workers) for parts in zip(*sent, strict=True)]
+
+    def average(tensors: Sequence[torch.Tensor]) -> None:
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean)
+
+    for worker in workers:
+        train_step(worker, x[worker.shards.span(len(x))], cfg, average)

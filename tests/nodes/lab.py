@@ -50,7 +50,13 @@ class Lab:
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         token = self.folder / "token"
         token.write_text("0123456789abcdef" * 4)
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": GCS, "OMP_NUM_THREADS": "1"}
+        own = {
+            "RAY_worker_niceness": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ADDRESS": GCS,
+            "OMP_NUM_THREADS": "1",
+        }
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         self.environment = os.environ | HEALTH | own | {"PATH": path, "PYTHONPATH": str(ROOT)}
 

@@ -30,7 +30,7 @@ TINY = [
     "cluster.cpus_per_worker=1",
     "cluster.num_workers=2",
 ]
-STEPS, EVERY = 2000, 200
+STEPS, EVERY = 1000, 100
 DETECTION_S = 60
 """The promise: a job trains on within so many seconds of the loss."""
 
