@@ -117,7 +117,12 @@ class S3Store:
                         raise
                     time.sleep(random.uniform(0, 0.1 * 2**attempt))
                     continue
-                self._confirm(key, size, metadata)
+                try:
+                    self._confirm(key, size, metadata)
+                except StorageError:  # what exists decides races: no torn object of ours may stay
+                    if self._metadata(key).get("writer") == metadata["writer"]:
+                        self._client.delete_object(**place)
+                    raise
                 return True
         raise StorageError(
             f"cannot create {self.describe(key)}: a race stayed undecided {self._max_attempts} times; try again"
@@ -293,6 +298,8 @@ def _answer(code: str, status: int) -> tuple[bool, str]:
         return True, "there is no such object; check the name"
     if "Quota" in code or status == 507:
         return False, f"the server has no space left ({code}); free some or raise the quota"
+    if code in ("RequestTimeTooSkewed", "RequestInTheFuture"):
+        return False, f"its clock and this machine's differ too much ({code}); set both by NTP"
     if status == 403 or code in _DENIED:
         return False, f"access denied ({code}); check the credentials and the bucket's policy"
     if status in (301, 307, 400) and code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):

@@ -2,6 +2,7 @@
 
 import http.client
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 
 CODES = {403: "AccessDenied", 411: "MissingContentLength", 503: "ServiceUnavailable"}
+LATE_S, TRICKLE_S = 2.0, 2.0
 HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 
@@ -74,7 +76,10 @@ class Fault:
 
     kind: an HTTP status to answer; "drop" closes the connection before the server hears of it; "lose" lets the server
     act and closes the connection in place of its answer; "cut" breaks off in the middle of the answer's body; "accept"
-    answers 200 and stores nothing; "page" answers with a web page. times: how often; None is for ever.
+    answers 200 and stores nothing; "page" answers with a web page; "stall" says nothing for LATE_S and closes; "late"
+    lets the server act and says so after LATE_S; "twice" hands the request on two times; "short" hands on half of its
+    body; "trickle" answers in eight pieces over TRICKLE_S; "skewed" refuses because the clocks differ by an hour.
+    times: how often; None is for ever.
     """
 
     kind: int | str
@@ -130,27 +135,43 @@ def handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
         def serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             kind = proxy.take(self.command, self.path)
-            if kind == "drop":
+            if kind in ("drop", "stall"):
+                time.sleep(LATE_S if kind == "stall" else 0)
                 self.close_connection = True
+            elif kind == "skewed":
+                self.refuse(403, "RequestTimeTooSkewed")
             elif kind == "accept":
                 self.answer(200, {"ETag": '"0"'}, b"")
             elif kind == "page":
                 self.answer(200, {"Content-Type": "text/html"}, b"<html><p>Welcome<br></html>")
             elif isinstance(kind, int):
-                error = f"<Error><Code>{CODES[kind]}</Code><Message>injected</Message></Error>"
-                self.answer(kind, {"Content-Type": "application/xml"}, error.encode())
+                self.refuse(kind, CODES[kind])
             else:
-                self.forward(body, kind)
+                if kind == "twice":
+                    self.ask(body)
+                self.forward(body[: len(body) // 2] if kind == "short" else body, kind)
 
-        def forward(self, body: bytes, kind: str | None) -> None:
+        def refuse(self, status: int, code: str) -> None:
+            error = f"<Error><Code>{code}</Code><Message>injected</Message></Error>"
+            self.answer(status, {"Content-Type": "application/xml"}, error.encode())
+
+        def ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+            """What the server answers to this request with this body."""
             connection = http.client.HTTPConnection(host, timeout=30)
             try:
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
+                if "Content-Length" in headers:
+                    headers["Content-Length"] = str(len(body))
                 connection.request(self.command, self.path, body, headers)
                 response = connection.getresponse()
-                content = response.read()
+                return response, response.read()
             finally:
                 connection.close()
+
+        def forward(self, body: bytes, kind: str | None) -> None:
+            response, content = self.ask(body)
+            if kind == "late":
+                time.sleep(LATE_S)
             if kind == "lose":
                 self.close_connection = True
                 return
@@ -159,16 +180,23 @@ def handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
             if kind == "cut":
                 content = content[: len(content) // 2]
                 self.close_connection = True
-            self.answer(response.status, headers, content, length)
+            self.answer(response.status, headers, content, length, slowly=kind == "trickle")
 
-        def answer(self, status: int, headers: dict[str, str], content: bytes, length: str | None = None) -> None:
+        def answer(
+            self, status: int, headers: dict[str, str], content: bytes, length: str | None = None, slowly: bool = False
+        ) -> None:
             self.send_response_only(status)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", length or str(len(content)))
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+            if self.command == "HEAD":
+                return
+            piece = -(-len(content) // 8) if slowly and content else max(len(content), 1)
+            for start in range(0, len(content), piece):
+                time.sleep(TRICKLE_S / 8 if slowly else 0)
+                self.wfile.write(content[start : start + piece])
+                self.wfile.flush()
 
         do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = serve
 

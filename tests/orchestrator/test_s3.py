@@ -36,7 +36,7 @@ def proxy(moto: str) -> Iterator[FaultProxy]:
 
 def open_s3(endpoint: str, prefix: str, **options) -> S3Store:
     """A store whose patience fits a test."""
-    patience = {"connect_timeout_s": 2, "read_timeout_s": 3, "max_attempts": 3}
+    patience = {"connect_timeout_s": 2, "read_timeout_s": 1, "max_attempts": 3}
     return S3Store("runs", prefix, endpoint, **patience | options)
 
 
@@ -62,6 +62,9 @@ UPLOADS = ["model.safetensors", "COMMITTED"]
         (503, "HTTP 503 ServiceUnavailable); try again later"),
         ("drop", "connection broke off"),
         ("accept", "the server accepted it but does not have it"),
+        ("short", "bytes were sent, the server has"),
+        ("stall", "the server did not answer in time"),
+        ("skewed", "its clock and this machine's differ too much"),
     ],
 )
 def test_a_lasting_fault_of_any_upload_is_an_error_and_no_checkpoint(
@@ -85,14 +88,14 @@ def test_a_lasting_fault_of_any_upload_is_an_error_and_no_checkpoint(
 
 
 @pytest.mark.parametrize("key", UPLOADS)
-@pytest.mark.parametrize("kind", [503, "drop", "lose"])
+@pytest.mark.parametrize("kind", [503, "drop", "lose", "stall", "late", "twice"])
 def test_a_passing_fault_is_retried_and_the_checkpoint_is_sound(
     proxy: FaultProxy, run: Run, kind: int | str, key: str, tmp_path: Path
 ):
     # "lose": the server has stored COMMITTED and its answer got lost; the repeated request hears "exists", yet it won.
-    fault = proxy.inject(kind, "PUT", key, times=2)
+    fault = proxy.inject(kind, "PUT", key, times=1 if kind == "twice" else 2)  # nothing repeats what succeeds
     attempt, _ = write_checkpoint(run, 1)
-    assert fault.hits == 2
+    assert fault.hits == fault.times
     assert run.read_json("checkpoints/step-000000001/COMMITTED")["attempt"] == attempt
     assert verify(run.fetch_checkpoint(1, tmp_path)).step == 1
 
@@ -114,7 +117,7 @@ def test_a_commit_whose_answer_never_came_can_be_repeated(proxy: FaultProxy, run
     assert run.checkpoints() == [1]
 
 
-@pytest.mark.parametrize("kind", [503, "drop", "cut"])
+@pytest.mark.parametrize("kind", [503, "drop", "cut", "stall", "late", "trickle"])
 def test_a_download_that_fails_at_first_is_completed(proxy: FaultProxy, run: Run, kind: int | str, tmp_path: Path):
     write_checkpoint(run, 1)
     fault = proxy.inject(kind, "GET", "/attempt-", times=2)
