@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-sweep sweep-kills clean
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-sweep sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -74,6 +74,11 @@ fuzz: $(VENV)/installed-dev
 kills: $(VENV)/installed-dev
 	CONFAB_KILLS=200 $(BIN)/python -m pytest -s --timeout 0 -k random tests/orchestrator/test_saving.py
 	CONFAB_KILLS=200 PYTHON=$(BIN)/python bash tests/s3/run.sh -s --timeout 0 -k random_kills
+
+# Two jobs for SOAK_MINUTES, one of them hurt every few minutes; both must end the same, and nothing may grow.
+SOAK_MINUTES ?= 120
+soak: $(VENV)/installed-dev
+	$(BIN)/python -u -m tests.soak --minutes $(SOAK_MINUTES)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -118,6 +118,17 @@ class Lab:
         if node := self._nodes.pop(name, None):
             node.wait()
 
+    def processes(self, title: str) -> list[int]:
+        """Ids of those whose title begins with this, or whose program is called so, node by node."""
+        found = []
+        for name in self._numbers:
+            for process in sh("ip", "netns", "pids", self._space(name), check=False).split():
+                with contextlib.suppress(OSError):
+                    program = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0].decode()
+                    if program.startswith(title) or Path(program).name == title:
+                        found.append(int(process))
+        return found
+
     def cut(self, name: str) -> None:
         """Take the node's cable out: packets are lost in both directions, connections stay open."""
         sh("ip", "link", "set", self._cable(name), "down")

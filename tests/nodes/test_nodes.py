@@ -1,6 +1,7 @@
 """A job on two nodes survives the loss of one, a cut cable, a slow one, a notice of preemption; elastic jobs shrink."""
 
 import json
+import os
 import re
 import signal
 import time
@@ -122,6 +123,31 @@ def test_a_lost_node_that_comes_back_costs_no_number(lab: Lab, undisturbed, tmp_
     assert outcome(job.run, tmp_path) == undisturbed
     report(capsys, what="node killed", noticed_s=round(noticed, 1), next_checkpoint_after_return_s=round(again, 1))
     assert again < DETECTION_S
+
+
+@pytest.mark.parametrize(
+    ("title", "number"),
+    [("ray::RayTrainWorker", signal.SIGKILL), ("ray::TrainController", signal.SIGKILL), ("raylet", signal.SIGKILL)],
+)
+def test_a_killed_process_of_each_kind_costs_no_number(
+    lab: Lab, undisturbed, tmp_path: Path, capsys, title: str, number: signal.Signals
+):
+    name = re.sub(r"[^a-z]", "", title.lower())
+    with Job(lab, name) as job:
+        job.reaches(2 * EVERY)
+        reached = job.newest()
+        os.kill(lab.processes(title)[-1], number)  # the newest node's, not the head's
+        killed = time.monotonic()
+        if title == "raylet":
+            wait_until(lambda: lab.has_ended("right"), DETECTION_S, job.said)
+            lab.kill("right")
+            lab.start("right")
+        job.reaches(reached + EVERY)
+        again = time.monotonic() - killed
+        job.ends()
+    assert outcome(job.run, tmp_path) == undisturbed
+    report(capsys, what=f"{title} killed", next_checkpoint_s=round(again, 1))
+    assert again < DETECTION_S + (30 if title == "raylet" else 0)  # a node of Ray's takes its time to start
 
 
 def test_a_cable_that_is_out_for_30_seconds_costs_no_number(lab: Lab, undisturbed, tmp_path: Path, capsys):
