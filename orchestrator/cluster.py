@@ -1,12 +1,14 @@
 """Starting or finding a Ray, quietly, and how much of it a worker gets."""
 
 import contextlib
+import fcntl
 import logging
 import math
 import os
 import secrets
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -251,6 +253,45 @@ def places(node: Mapping[str, float], cpus: int, gpu: float) -> int:
     """How many workers of so many CPUs and so much of one GPU a node holds. Ray never spreads a share over cards."""
     room = int(node.get("CPU", 0) // cpus)
     return min(room, int(node.get("GPU", 0)) * math.floor(1 / gpu + 1e-9)) if gpu else room
+
+
+def remove_orphaned_groups() -> int:
+    """Remove reservations of this Ray job whose maker is dead, and say how many.
+
+    Ray removes a reservation (placement group) with its maker only when the driver is gone as well. When workers of a
+    job die while their process group is being set up, Ray Train's controller leaves its reservation behind, and the
+    restarted job waits for CPUs that nobody uses. Trials of a sweep share a Ray job: their makers are alive.
+    """
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id()).binary()
+    table_data: Any = gcs_pb2
+    kind, removed = table_data.PlacementGroupTableData, 0
+    for packed in state._connect_and_get_accessor().get_placement_group_table():
+        group = kind.FromString(packed)
+        gone = group.state == kind.REMOVED
+        if group.creator_job_id == job and group.creator_actor_dead and not group.is_detached and not gone:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+            removed += 1
+    return removed
+
+
+def use_nodes_interface() -> None:
+    """Have gloo and nccl use the interface of this node's address in Ray; settings of the user stay.
+
+    By default gloo looks up the host's own name, which many installations resolve to loopback: then no worker reaches
+    one on another node.
+    """
+    address = ray.util.get_node_ip_address()
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+            if socket.inet_ntoa(answer[20:24]) == address:
+                for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+                    os.environ.setdefault(variable, name)
+                return
 
 
 def is_shared() -> bool:

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from ebm_core.config import to_tree
 from ebm_core.data import check_files, num_conditions
@@ -39,6 +40,8 @@ COLLECTIVE_TIMEOUT_S = 600
 """After so long without an answer from its peers a worker gives up, and the job restarts from its newest checkpoint."""
 RESIZE_S = 30.0
 """So often an elastic job that lacks workers looks for room. More of them cost the steps since the last checkpoint."""
+TIDY_S = 5.0
+"""So often a job whose workers have not started looks for reservations that its dead predecessors left."""
 POLL_S = 0.2
 
 
@@ -185,6 +188,22 @@ def scaling(job: JobConfig, resources: dict[str, float]) -> ScalingConfig:
     )
 
 
+class _Backend(_TorchBackend):
+    """Ray's process group, on the network of the node's address."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(cluster.use_nodes_interface)
+        super().on_start(worker_group, backend_config)
+
+
+class _ProcessGroup(TorchConfig):
+    """Settings of it."""
+
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
 class _Supervisor:
     """Runs `fit()` in a thread, passes on what the workers say, restarts after failures, turns signals into a stop."""
 
@@ -193,6 +212,7 @@ class _Supervisor:
         self._signal: int | None = None
         self._error: EbmError | None = None
         self._step = 0
+        self._started = False
 
     def work(self, resources: dict[str, float]) -> RunResult:
         """Train, score, and say what there is. Raises the EbmError of a worker, or TrainingError."""
@@ -259,9 +279,13 @@ class _Supervisor:
 
             thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
             thread.start()
+            self._started, tidied = False, time.monotonic()
             while thread.is_alive():
                 thread.join(POLL_S)
                 self._read_mail()
+                if not self._started and time.monotonic() - tidied > TIDY_S:
+                    cluster.remove_orphaned_groups()  # workers that cannot start may be waiting for these
+                    tidied = time.monotonic()
             self._read_mail()
         if outcome and self._error is None:
             self._error = _own_error(outcome[0])
@@ -274,7 +298,7 @@ class _Supervisor:
             train_loop_per_worker,
             train_loop_config=launch,
             scaling_config=scaling(self._job, resources),
-            torch_config=TorchConfig(
+            torch_config=_ProcessGroup(
                 backend="cpu:gloo,cuda:nccl" if self._job.cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
             ),
             run_config=RunConfig(
@@ -297,7 +321,7 @@ class _Supervisor:
             elif kind == "checkpoint_duration":
                 self._meter.set(kind, payload)
             elif kind == "started":
-                self._step = payload
+                self._step, self._started = payload, True
                 self._meter.started(payload)
             elif kind == "note":
                 self._display.note(payload)

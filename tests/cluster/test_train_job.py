@@ -355,6 +355,37 @@ def test_a_job_that_can_never_fit_is_refused_before_anything_is_stored(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@ray.remote(num_cpus=0)
+class Reserver:
+    """Reserves a CPU, as Ray Train's controller does for its workers."""
+
+    def reserve(self) -> str:
+        group = ray.util.placement_group([{"CPU": 1}])
+        ray.get(group.ready())
+        return group.id.hex()
+
+
+def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_is_not():
+    dead, alive = Reserver.remote(), Reserver.remote()
+    orphan, kept = ray.get([dead.reserve.remote(), alive.reserve.remote()])
+
+    def state(group: str) -> str:
+        return ray.util.placement_group_table()[group]["state"]
+
+    ray.kill(dead)
+    deadline = time.monotonic() + 30
+    while not (removed := cluster.remove_orphaned_groups()) and time.monotonic() < deadline:
+        assert state(orphan) == "CREATED"  # Ray itself leaves it, as long as this process lives
+        time.sleep(0.1)
+    assert removed == 1
+    while state(orphan) != "REMOVED" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (state(orphan), state(kept)) == ("REMOVED", "CREATED")
+    ray.kill(alive)
+    while not cluster.remove_orphaned_groups():
+        time.sleep(0.1)
+
+
 def test_two_gloo_workers_average_to_the_gradient_of_the_whole_batch(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = str(Path(__file__).with_name("gloo_gradient.py"))
