@@ -106,7 +106,7 @@ class Lab:
 
     def has_ended(self, name: str) -> bool:
         """Whether the node's `ray start` has gone, as it does when the cluster has given the node up."""
-        return self._nodes[name].poll() is not None
+        return name not in self._nodes or self._nodes[name].poll() is not None
 
     def kill(self, name: str) -> None:
         """Kill -9 everything that runs on the node, at once, and wait for its end."""
