@@ -1,5 +1,6 @@
 """What README shows works as written."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -47,3 +48,40 @@ def test_every_setting_example_of_the_readme_is_accepted():
     assert len(commands) >= 4
     for preset, settings in commands:
         override(job_preset(preset), settings.split())
+
+
+def paper_map() -> list[str]:
+    """What stands between backticks in the tables of docs/paper_map.md."""
+    rows = [line for line in (ROOT / "docs/paper_map.md").read_text().splitlines() if line.startswith("| ")]
+    return re.findall(r"`([^`]+)`", "\n".join(rows))
+
+
+def test_the_paper_map_names_what_exists():
+    names = [name for name in paper_map() if re.fullmatch(r"(ebm_core|workers|orchestrator)(\.\w+)+", name)]
+    assert len(names) >= 20
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_the_settings_of_the_paper_map_exist():
+    from orchestrator.config import flatten, job_preset, to_tree
+
+    known = set(flatten(to_tree(job_preset("cifar10"))))
+    known |= {path.partition(".")[0] for path in known}
+    named = [name for name in paper_map() if re.fullmatch(r"[a-z]+(\.[a-z_]+)?", name)]
+    assert len(named) >= 12
+    assert set(named) <= known
+
+
+def test_the_commands_of_the_paper_map_are_understood():
+    from typer.main import get_command
+
+    from orchestrator.cli import app
+
+    commands = [name.split() for name in paper_map() if name.startswith("ebm ")]
+    assert len(commands) >= 10
+    group = get_command(app)
+    for _, command, *words in commands:
+        with group.commands[command].make_context(command, list(words)) as context:  # raises what a person would read
+            assert context.params
