@@ -216,6 +216,21 @@ def test_print_shows_whole_charts_on_white(page: Page, kind: str):
     assert base64.b64decode(pdf["data"]).startswith(b"%PDF")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_print_has_every_column_of_every_table_and_what_is_folded(page: Page, kind: str):
+    page.open(kind, width=680, media="print")
+    tables = page.run(
+        "return [...document.querySelectorAll('table')]"
+        ".map(t => [t.getBoundingClientRect().right, t.checkVisibility({contentVisibilityAuto: true})])"
+    )
+    assert tables
+    assert max(right for right, _ in tables) <= 680
+    folded = page.run(
+        "return [...document.querySelectorAll('details:not(.chart details) table')].map(t => t.getClientRects().length)"
+    )
+    assert all(folded)
+
+
 def test_light_and_dark_are_two_pictures(page: Page):
     means = []
     for scheme in ("light", "dark"):
