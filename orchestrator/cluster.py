@@ -56,6 +56,7 @@ def start_ray(address: str | None = None, say: Callable[[str], None] = lambda _:
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
+    _show_token()
     named = address or os.environ.get("RAY_ADDRESS") or None
     found, alone = _find(named)
     with _loopback() if alone else contextlib.nullcontext():
@@ -100,6 +101,21 @@ def _loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
         if had is None:
             del os.environ[LOOPBACK]
+
+
+def _show_token() -> None:
+    """Have this process show the user's token, if there is one and nothing says otherwise.
+
+    `ray start` asks for it as soon as it lies there; Ray's clients show it only when RAY_AUTH_MODE tells them to. A
+    cluster that asks for none does not mind.
+    """
+    from ray import _raylet
+
+    native: Any = _raylet
+    token = native.AuthenticationTokenLoader.instance()
+    if "RAY_AUTH_MODE" not in os.environ and token.has_token(ignore_auth_mode=True):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        native.Config.initialize("")  # Ray has read its environment by now
 
 
 def _make_token() -> None:
@@ -260,7 +276,8 @@ def remove_orphaned_groups() -> int:
 
     Ray removes a reservation (placement group) with its maker only when the driver is gone as well. When workers of a
     job die while their process group is being set up, Ray Train's controller leaves its reservation behind, and the
-    restarted job waits for CPUs that nobody uses. Trials of a sweep share a Ray job: their makers are alive.
+    restarted job waits for CPUs that nobody uses. Trials of a sweep share a Ray job: their makers are alive, or a
+    driver, as of what Tune reserves, which Ray's table has as a dead actor without a name.
     """
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
@@ -271,8 +288,8 @@ def remove_orphaned_groups() -> int:
     kind, removed = table_data.PlacementGroupTableData, 0
     for packed in state._connect_and_get_accessor().get_placement_group_table():
         group = kind.FromString(packed)
-        gone = group.state == kind.REMOVED
-        if group.creator_job_id == job and group.creator_actor_dead and not group.is_detached and not gone:
+        orphan = group.creator_actor_dead and group.creator_actor_id != ray.ActorID.nil().binary()
+        if group.creator_job_id == job and orphan and not group.is_detached and group.state != kind.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
             removed += 1
     return removed

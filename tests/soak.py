@@ -116,7 +116,7 @@ class Side:
         """What the driver and the worker hold now."""
         row = {"time": time.monotonic()}
         for who, process in (("driver", self.driver and self.driver.pid), ("worker", self.one("ray::RayTrainWorker"))):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, KeyError):  # ended, or ending
                 folder = Path(f"/proc/{process}")
                 status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
                 row[f"{who} MiB"] = int(status["VmRSS"].split()[0]) / 1024
@@ -234,7 +234,8 @@ def main() -> int:
             while any(side.driver and side.driver.poll() != 0 for side in sides):
                 time.sleep(5)
                 for side in sides:
-                    side.sample()
+                    if side.driver and side.driver.poll() is None:
+                        side.sample()
                     if side.driver and side.driver.poll() not in (None, 0):
                         print(json.dumps({"ended": side.name, "status": side.driver.returncode}), flush=True)
                         side.launch()

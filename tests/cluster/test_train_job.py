@@ -357,10 +357,10 @@ def test_a_job_that_can_never_fit_is_refused_before_anything_is_stored(tmp_path:
 
 @ray.remote(num_cpus=0)
 class Reserver:
-    """Reserves a CPU, as Ray Train's controller does for its workers."""
+    """Reserves half a CPU, as Ray Train's controller does for its workers."""
 
     def reserve(self) -> str:
-        group = ray.util.placement_group([{"CPU": 1}])
+        group = ray.util.placement_group([{"CPU": 0.5}])
         ray.get(group.ready())
         return group.id.hex()
 
@@ -368,6 +368,7 @@ class Reserver:
 def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_is_not():
     dead, alive = Reserver.remote(), Reserver.remote()
     orphan, kept = ray.get([dead.reserve.remote(), alive.reserve.remote()])
+    own = ray.util.placement_group([{"CPU": 0.001}])  # a driver's, as Tune's are
 
     def state(group: str) -> str:
         return ray.util.placement_group_table()[group]["state"]
@@ -380,10 +381,11 @@ def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_
     assert removed == 1
     while state(orphan) != "REMOVED" and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert (state(orphan), state(kept)) == ("REMOVED", "CREATED")
+    assert (state(orphan), state(kept), state(own.id.hex())) == ("REMOVED", "CREATED", "CREATED")
     ray.kill(alive)
     while not cluster.remove_orphaned_groups():
         time.sleep(0.1)
+    ray.util.remove_placement_group(own)
 
 
 def test_two_gloo_workers_average_to_the_gradient_of_the_whole_batch(tmp_path: Path):

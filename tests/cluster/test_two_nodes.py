@@ -18,9 +18,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
 
 SERVICES = yaml.safe_load((Path(__file__).parents[2] / "deploy/compose/compose.yaml").read_text())["services"]
 BIN = Path(sys.executable).parent
-COUNT = """
+INIT = 'ray.init(address="auto", log_to_driver=False, logging_level="ERROR")'
+COUNT = f"""
 import ray
-ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+{INIT}
 nodes = [node for node in ray.nodes() if node["Alive"]]
 print(len(nodes), int(ray.cluster_resources()["CPU"]))
 """
@@ -110,9 +111,10 @@ def test_head_and_worker_of_the_compose_file_are_one_cluster_for_who_has_the_tok
     environment["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
     environment["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
 
-    def ask(**changes: str) -> subprocess.CompletedProcess[str]:
+    def ask(start: str | None = None, **changes: str) -> subprocess.CompletedProcess[str]:
         own = environment | {"RAY_ADDRESS": nodes.address} | changes
-        words = [sys.executable, "-c", COUNT]
+        own = {name: value for name, value in own.items() if value}
+        words = [sys.executable, "-c", COUNT if start is None else COUNT.replace(INIT, start)]
         return subprocess.run(words, env=own, capture_output=True, text=True, timeout=100, check=False)
 
     with Nodes(folder, environment) as nodes:
@@ -120,6 +122,9 @@ def test_head_and_worker_of_the_compose_file_are_one_cluster_for_who_has_the_tok
         nodes.start("worker")
         answer = ask()
         assert answer.stdout.split() == ["2", "3"], answer.stderr  # one CPU of the head, two of the worker
+        ours = "from orchestrator.cluster import start_ray; start_ray()"
+        answer = ask(start=ours, RAY_AUTH_MODE="")  # a person has a token and has told nobody to use it
+        assert answer.stdout.split() == ["2", "3"], answer.stderr
         (folder / "other").write_text("f" * 64)
         stranger = ask(RAY_AUTH_TOKEN_PATH=str(folder / "other"))
         assert stranger.returncode != 0
