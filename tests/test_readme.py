@@ -85,3 +85,24 @@ def test_the_commands_of_the_paper_map_are_understood():
     for _, command, *words in commands:
         with group.commands[command].make_context(command, list(words)) as context:  # raises what a person would read
             assert context.params
+
+
+def test_the_messages_of_the_troubleshooting_page_are_in_the_source():
+    source = "".join(
+        p.read_text() for name in ("ebm_core", "workers", "orchestrator") for p in (ROOT / name).rglob("*.py")
+    )
+    source = re.sub(r'"\n\s*f?"', "", source)  # strings over several lines
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [words for row in rows for words in re.findall(r'"([^"]+)"', row)]
+    assert len(quoted) >= 12
+    of_ray = "Failed to connect to GCS"
+    assert [words for words in quoted if words not in source] == [of_ray]
+
+
+def test_the_settings_of_the_troubleshooting_page_exist():
+    from orchestrator.config import flatten, job_preset, to_tree
+
+    known = flatten(to_tree(job_preset("cifar10")))
+    named = re.findall(r"`([a-z]+\.[a-z_]+)(?:=\w+)?`", (ROOT / "docs/troubleshooting.md").read_text())
+    assert len(named) >= 15
+    assert set(named) <= set(known)
