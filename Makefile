@@ -48,7 +48,7 @@ test-prometheus: $(VENV)/installed-dev
 test-operate: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python bash tests/operate/run.sh cluster
 
-# Nodes of their own addresses that are killed, cut off, slowed down and taken away; about ten minutes, as root.
+# Nodes of their own addresses that are killed, cut off, slowed down and taken away; about twelve minutes, as root.
 test-nodes: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python bash tests/nodes/run.sh
 

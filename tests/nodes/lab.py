@@ -25,8 +25,9 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "12",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
 }
-"""As in deploy/kuberay."""
+"""As in deploy/kuberay, but for the last, which is 60 there."""
 LIST_NODES = """
 import json, ray
 ray.init(log_to_driver=False, logging_level="ERROR")

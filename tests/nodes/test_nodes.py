@@ -136,12 +136,17 @@ def test_a_lost_node_that_comes_back_costs_no_number(lab: Lab, undisturbed, tmp_
 
 @pytest.mark.parametrize(
     ("title", "number"),
-    [("ray::RayTrainWorker", signal.SIGKILL), ("ray::TrainController", signal.SIGKILL), ("raylet", signal.SIGKILL)],
+    [
+        ("ray::RayTrainWorker", signal.SIGKILL),
+        ("ray::RayTrainWorker", signal.SIGSTOP),
+        ("ray::TrainController", signal.SIGKILL),
+        ("raylet", signal.SIGKILL),
+    ],
 )
 def test_a_killed_process_of_each_kind_costs_no_number(
     lab: Lab, undisturbed, tmp_path: Path, capsys, title: str, number: signal.Signals
 ):
-    name = re.sub(r"[^a-z]", "", title.lower())
+    name = re.sub(r"[^a-z]", "", title.lower() + number.name.lower())
     with Job(lab, name) as job:
         job.reaches(2 * EVERY)
         reached = job.newest()
@@ -155,8 +160,9 @@ def test_a_killed_process_of_each_kind_costs_no_number(
         again = time.monotonic() - killed
         job.ends()
     assert outcome(job.run, tmp_path) == undisturbed
-    report(capsys, what=f"{title} killed", next_checkpoint_s=round(again, 1))
-    assert again < DETECTION_S + (30 if title == "raylet" else 0)  # a node of Ray's takes its time to start
+    report(capsys, what=f"{number.name} to {title}", next_checkpoint_s=round(again, 1))
+    detection = 12 if number == signal.SIGSTOP else 0  # the limit of the lab's health check, and the next look
+    assert again < DETECTION_S + detection + (30 if title == "raylet" else 0)  # a node of Ray's takes its time to start
 
 
 def test_a_cable_that_is_out_for_30_seconds_costs_no_number(lab: Lab, undisturbed, tmp_path: Path, capsys):
