@@ -259,8 +259,12 @@ class _Supervisor:
             time.sleep(POLL_S)
             self._read_mail()
         self._read_mail()
-        if self._job.evaluation.every and len(self._run.checkpoints()) > self._job.checkpoint.keep:
-            self._run.retain(self._job.checkpoint.keep, self._display.note, runs.awaiting_scores(self._run, self._job))
+        try:
+            if self._job.evaluation.every and len(self._run.checkpoints()) > self._job.checkpoint.keep:
+                spared = runs.awaiting_scores(self._run, self._job)
+                self._run.retain(self._job.checkpoint.keep, self._display.note, spared)
+        except StorageError as why:  # all that the job was for is stored
+            self._display.note(f"older checkpoints stay: {why}")
 
     def _interrupted(self) -> int | None:
         return self._signal if self._step < self._job.train.num_steps else None

@@ -27,7 +27,7 @@ HEALTH = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "12",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
 }
-"""As in deploy/kuberay, but for the last, which is 60 there."""
+"""The health checks are those of deploy/kuberay; the two limits of Ray Train are shorter than its own and ours."""
 LIST_NODES = """
 import json, ray
 ray.init(log_to_driver=False, logging_level="ERROR")

@@ -4,6 +4,7 @@ import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,13 +12,13 @@ from ebm_core import checkpoint
 from ebm_core.errors import DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import runs, score_job
+from orchestrator import runs, score_job, train_job
 from orchestrator.cluster import ClusterError
 from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.evaluate import check_weights
 from orchestrator.runs import awaiting_scores, unscored
 from orchestrator.score_job import Scorer
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage import Run, RunStore, StorageError
 from workers.evaluator import Evaluator
 from workers.weights import Weights
 
@@ -184,3 +185,18 @@ def test_scores_whose_weights_are_missing_are_refused_when_training_starts(tmp_p
     with pytest.raises(DataError, match="run `ebm data mobilenet --from FILE`"):
         check_weights(("energy_gap", "ood", "fid_medium"), Weights(tmp_path))
     check_weights(("energy_gap", "ood", "fid_small"), Weights(tmp_path))
+
+
+def test_a_store_that_fails_after_the_last_score_costs_no_finished_job(tmp_path):
+    def fail(*_: object) -> None:
+        raise StorageError("cannot delete s3://runs/r: the server keeps failing")
+
+    notes: list[str] = []
+    finished = train_job._Supervisor.__new__(train_job._Supervisor)
+    finished._job, finished._signal = job(tmp_path), None
+    finished._scorer = SimpleNamespace(busy=lambda: False)
+    finished._display = SimpleNamespace(note=notes.append)
+    finished._run = SimpleNamespace(checkpoints=lambda: list(range(9)), retain=fail, list=lambda prefix: [])
+    finished._read_mail = lambda: None
+    finished._finish_scoring()
+    assert notes == ["older checkpoints stay: cannot delete s3://runs/r: the server keeps failing"]
