@@ -6,6 +6,7 @@ ranges, `TrainConfig` checks what must agree between sections.
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +16,12 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from ebm_core.errors import ConfigError
 
 T = TypeVar("T")
+
+S3_PLACE = re.compile(
+    r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])(/(?P<prefix>[A-Za-z0-9_-][A-Za-z0-9._/-]*?))?/?"
+    r"(\?endpoint_url=(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?)/?)?"
+)
+"""What a prepared set on an S3 server is called."""
 
 
 def require(condition: bool, what: str, value: object, remedy: str) -> None:
@@ -39,7 +46,8 @@ class DataConfig:
     name: str = "cifar10"
     """A key of `ebm_core.data.DATASETS`."""
     root: str = "data"
-    """Folder that holds the files as published (torchvision's layout)."""
+    """Folder with the files as published (torchvision's layout), or a folder or s3://BUCKET/PREFIX with what
+    `ebm data prepare` made of them."""
     image_size: int = 32
     """Height and width in pixels; other sizes are resized (short side, antialiased) and cropped to the centre."""
     channels: int = 3
@@ -58,6 +66,11 @@ class DataConfig:
         require(self.channels in (1, 3), "data.channels", self.channels, "must be 1 (grey) or 3 (RGB)")
         require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all")
         require("\0" not in self.root and self.root != "", "data.root", self.root, "must name a folder")
+        if "://" in self.root and not S3_PLACE.fullmatch(self.root):  # not repeated: it may hold a password
+            raise ConfigError(
+                "data.root: must name a folder or s3://BUCKET/PREFIX[?endpoint_url=http://HOST:PORT], without user or "
+                "password; credentials come from the environment"
+            )
         if self.attributes and self.condition != "attributes":
             raise ConfigError(f"data.attributes = {self.attributes!r}: needs data.condition=attributes")
 

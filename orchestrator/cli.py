@@ -1,6 +1,7 @@
 """The command `ebm`. Heavy imports happen inside the commands, so that `ebm --help` answers at once."""
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-data_app = typer.Typer(help="Get data sets, and check the files of one.", no_args_is_help=True)
+data_app = typer.Typer(help="Get data sets, check the files of one, prepare one for a cluster.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_metrics.metrics_app, name="metrics")
@@ -157,6 +158,24 @@ def data_check(
         images = load(cfg, split)
         channels, height, width = images.image_shape
         print(f"{name} {split}: {len(images)} images of {channels} x {height} x {width}")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset or a data set such as cifar10.")],
+    to: Annotated[str, typer.Option("--to", metavar="PLACE", help="A new folder or s3://BUCKET/PREFIX.")],
+    settings: Settings = None,
+) -> None:
+    """Decode a data set once and store it as Parquet shards; training then reads them with data.root=PLACE.
+
+    Example: ebm data prepare cifar10 data.root=~/data --to s3://bucket/datasets/cifar10
+    """
+    from orchestrator.prepare import prepare
+
+    cfg = _data_job(name, settings).data
+    found = prepare(cfg, to, lambda text: print(text, file=sys.stderr))
+    print(f"{found.train.num_images:,} images to train on and {found.test.num_images:,} to test with are in {to}")
+    print(f"  ebm train {name} data.root={shlex.quote(to)}")
 
 
 def _data_job(name: str, settings: list[str] | None) -> Any:

@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
 from ebm_core.config import to_tree
-from ebm_core.data import check_files, num_conditions
+from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import DivergenceError, EbmError
 from orchestrator import catalog, cluster, runs
 from orchestrator.config import JobConfig, check_resumable
@@ -139,7 +139,7 @@ def _catalogue(run: Run, display: Display) -> None:
 
 def resolved(job: JobConfig) -> JobConfig:
     """The job with absolute folders (workers start elsewhere) and its device decided."""
-    data = replace(job.data, root=str(Path(job.data.root).expanduser().absolute()))
+    data = replace(job.data, root=absolute_root(job.data.root))
     storage = job.storage if "://" in job.storage else str(Path(job.storage).expanduser().absolute())
     return replace(job, data=data, storage=storage)
 

@@ -25,8 +25,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ebm_core.config import DataConfig
-from ebm_core.data import DATASETS, Dataset, dequantize, load
+from ebm_core.data import DATASETS, Dataset, absolute_root, dequantize, load
 from ebm_core.data.images import decode, fit
+from ebm_core.data.prepared import is_prepared
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.rng import stream, uniform
 from ebm_core.types import Pixels, Samples
@@ -106,7 +107,7 @@ def image_set(text: str, trained: DataConfig, **how: object) -> ImageSet:
             f"out-of-distribution set {text!r}: known are {', '.join((*MADE, *DATASETS, CROP))}, the files of a set as "
             "NAME=FOLDER, or a folder of images as any other NAME=FOLDER"
         )
-    root = str(Path(folder).expanduser().absolute()) if folder else trained.root
+    root = absolute_root(folder) if folder else trained.root
     data = replace(trained, name=_dataset(name), root=root, condition="none", attributes=(), limit=None)
     return replace(ImageSet(name, data), **how)
 
@@ -126,6 +127,8 @@ def open_source(which: ImageSet) -> Dataset:
     """The images that `which` draws on, without held-out ones. DataError for missing files."""
     assert which.data is not None
     root = Path(which.data.root)
+    if which.data.name in ("image_folder", "textures") and is_prepared(which.data.root):
+        raise DataError(f"{which.data.root} holds a prepared set; give the folder that it was made from")  # all splits
     if which.data.name == "image_folder" and not root.is_dir():
         raise DataError(f"no folder {root}; give a set's images as NAME=FOLDER")
     if which.data.name == "svhn" and which.protocol == "paper_code":
@@ -158,6 +161,8 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
         content=lambda _: chain(first.content(len(first)), second.content(len(second))),
         files=(*first.files, *second.files),
         labels=None,
+        shards=(),
+        expect=None,
     )
 
 

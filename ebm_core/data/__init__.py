@@ -13,10 +13,12 @@ from ebm_core.data.catalog import (
 )
 from ebm_core.data.dataset import Dataset, from_pixels
 from ebm_core.data.pixels import dequantize, quantize
+from ebm_core.data.prepared import absolute_root
 
 __all__ = [
     "DATASETS",
     "Dataset",
+    "absolute_root",
     "batch_indices",
     "batches",
     "check_files",

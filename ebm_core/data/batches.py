@@ -2,10 +2,13 @@
 
 The data is one endless sequence: a permutation of all images per epoch, keyed by (seed, epoch). Step s takes the
 places s B to s B + B - 1 of it, so a batch may straddle two epochs and every epoch shows each image exactly once.
+Of a set that memory does not hold, the permutation is one of shards, and of the images within each window of them.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,28 +18,39 @@ from ebm_core.config import DataConfig
 from ebm_core.data.catalog import condition_table, default_config, load
 from ebm_core.data.dataset import Dataset
 from ebm_core.data.pixels import dequantize
+from ebm_core.data.prepared import WINDOW
 from ebm_core.errors import ConfigError
 from ebm_core.rng import Shards, stream, streams
 from ebm_core.types import Samples
 
 
-def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> Int64[Tensor, "b"]:
-    """Numbers of the images in the global batch of one step (0 is the first), (batch_size)."""
+def batch_indices(
+    num_images: int, batch_size: int, seed: int, step: int, shards: tuple[int, ...] = ()
+) -> Int64[Tensor, "b"]:
+    """Numbers of the images in the global batch of one step (0 is the first), (batch_size). shards: as in Dataset."""
     if num_images < 1 or batch_size < 1 or step < 0:
         raise ConfigError(f"step {step} of batches of {batch_size} from {num_images} images: there is no such batch")
     place, end = step * batch_size, (step + 1) * batch_size
     parts: list[Tensor] = []
     while place < end:
         epoch, offset = divmod(place, num_images)
-        part = _epoch_order(num_images, seed, epoch)[offset : offset + end - place]
+        part = _epoch_order(num_images, seed, epoch, shards)[offset : offset + end - place]
         parts.append(part)
         place += len(part)
     return torch.cat(parts)
 
 
-@lru_cache(maxsize=2)
-def _epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(num_images, generator=stream(seed, epoch, "epoch"))
+@lru_cache(maxsize=3)
+def _epoch_order(num_images: int, seed: int, epoch: int, shards: tuple[int, ...]) -> Tensor:
+    rng = stream(seed, epoch, "epoch")
+    if not shards:
+        return torch.randperm(num_images, generator=rng)
+    images = [torch.arange(end - size, end) for size, end in zip(shards, accumulate(shards), strict=True)]
+    order: list[Tensor] = []
+    for window in torch.randperm(len(shards), generator=rng).split(WINDOW):
+        pool = torch.cat([images[shard] for shard in window.tolist()])
+        order.append(pool[torch.randperm(len(pool), generator=rng)])
+    return torch.cat(order)
 
 
 def labelled_batches(
@@ -77,11 +91,23 @@ def _steps(
     shards: Shards,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    for step in steps:
-        index = batch_indices(len(dataset), batch_size, seed, step)[shards.span(batch_size)]
-        levels = dataset.fetch(index).to(device)
-        dither = streams(seed, step, "dither", shards, batch_size, device) if dataset.cfg.dither else None
-        yield dequantize(levels, dither), None if table is None else table[index].to(device)
+    span = shards.span(batch_size)
+
+    def numbers(step: int) -> Tensor:
+        return batch_indices(len(dataset), batch_size, seed, step, dataset.shards)[span]
+
+    early = max(1, sum(dataset.shards[:WINDOW]) // 2 // batch_size)  # steps: half of a window
+    with ThreadPoolExecutor(1, thread_name_prefix="ebm-batches") as reader:  # one batch ahead of the step
+        upcoming = reader.submit(dataset.fetch, numbers(steps.start)) if steps else None
+        for step in steps:
+            assert upcoming is not None
+            levels, index = upcoming.result().to(device), numbers(step)
+            if step + 1 < steps.stop:
+                upcoming = reader.submit(dataset.fetch, numbers(step + 1))
+            if dataset.expect is not None and step + early < steps.stop:
+                dataset.expect(numbers(step + early))
+            dither = streams(seed, step, "dither", shards, batch_size, device) if dataset.cfg.dither else None
+            yield dequantize(levels, dither), None if table is None else table[index].to(device)
 
 
 def batches(

@@ -19,6 +19,7 @@ from ebm_core.data import folders, lsun, small
 from ebm_core.data.archives import filtered_archives
 from ebm_core.data.dataset import Dataset, limited
 from ebm_core.data.objects import OBJECT_ATTRIBUTES, OBJECT_CLASSES, objects
+from ebm_core.data.prepared import is_prepared, prepared, read_manifest
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.presets import PRESETS
@@ -77,7 +78,7 @@ def load(cfg: DataConfig, split: str = "train") -> Dataset:
         raise ConfigError(f"split = {split!r}: must be train or test")
     num_conditions(cfg)  # refuses a condition that this set cannot give before any file is read
     try:
-        dataset = DATASETS[cfg.name](cfg, split)
+        dataset = (prepared if is_prepared(cfg.root) else DATASETS[cfg.name])(cfg, split)
     except OSError as error:
         raise DataError(f"{cfg.name}: cannot read {error.filename or cfg.root}: {error.strerror or error}") from error
     return limited(dataset, cfg.limit) if split == "train" and cfg.limit is not None else dataset
@@ -103,26 +104,33 @@ def default_config(name: str) -> DataConfig:
 def check_files(cfg: DataConfig) -> None:
     """DataError with the folder looked in and the command to run, unless the files are there. Reads none of them."""
     require_dataset(cfg.name)
-    if cfg.name in CHECKS:
+    if is_prepared(cfg.root):
+        read_manifest(cfg)
+    elif cfg.name in CHECKS:
         CHECKS[cfg.name](cfg)
 
 
 def num_conditions(cfg: DataConfig) -> int:
     """Length of the condition vector of one image: 0, the number of classes, or of attributes.
 
-    ConfigError if the set has no labels or no such attributes. Only an image folder is looked at to know.
+    ConfigError if the set has no labels or no such attributes. Only an image folder, or what was prepared
+    from one, is looked at to know.
     """
     require_dataset(cfg.name)
     if cfg.condition == "none":
         return 0
     if cfg.condition == "attributes":
         return len(chosen_attributes(cfg))
-    number = NUM_CLASSES[cfg.name] if cfg.name in NUM_CLASSES else len(folders.class_folders(cfg))
+    number = NUM_CLASSES[cfg.name] if cfg.name in NUM_CLASSES else len(_class_names(cfg))
     if number == 0:
         where = "sort the images into one sub-folder per class" if cfg.name == "image_folder" else "this set has none"
         other = " or set data.condition=attributes" if cfg.name in ATTRIBUTES else " or set data.condition=none"
         raise ConfigError(f"data.condition = 'label': {cfg.name} has no class labels ({where}){other}")
     return number
+
+
+def _class_names(cfg: DataConfig) -> tuple[str, ...]:
+    return read_manifest(cfg).class_names if is_prepared(cfg.root) else folders.class_folders(cfg)
 
 
 def chosen_attributes(cfg: DataConfig) -> tuple[str, ...]:

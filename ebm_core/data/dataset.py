@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -45,6 +46,10 @@ class Dataset:
     """The file of each image, for sets decoded per fetch from one file each; empty for the others."""
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     """Continuous factors of rendered images by name, each (n); empty for photographs."""
+    shards: tuple[int, ...] = ()
+    """Numbers of images, in order, that are read together, for sets that memory does not hold; empty for the others."""
+    expect: Callable[[Tensor], None] | None = None
+    """Told the numbers of images that will be fetched in a while; None where nothing is gained by it."""
 
     @property
     def name(self) -> str:
@@ -104,9 +109,13 @@ def from_pixels(
 def limited(dataset: Dataset, limit: int) -> Dataset:
     """The first `limit` images."""
     num = min(limit, len(dataset))
+    starts = accumulate(dataset.shards, initial=0)
     return replace(
         dataset,
         num_images=num,
+        shards=tuple(
+            min(size, num - start) for size, start in zip(dataset.shards, starts, strict=False) if start < num
+        ),
         files=dataset.files[:num],
         labels=None if dataset.labels is None else dataset.labels[:num],
         attributes=None if dataset.attributes is None else dataset.attributes[:num],
