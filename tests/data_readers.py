@@ -11,6 +11,7 @@ import pickle
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from ebm_core.config import DataConfig
-from ebm_core.data import small
+from ebm_core.data import from_pixels, shards, small
 from ebm_core.data.folders import ATTRIBUTE_FILE, CELEBA_ATTRIBUTES, celeba_hq
 from ebm_core.data.images import decode
 from ebm_core.errors import EbmError
 
+DIGITS = DataConfig(name="digits", image_size=8, channels=1)
 Reader = Callable[[bytes], None]
 
 
@@ -44,6 +46,7 @@ class DataTargets:
         self._svhn()
         self._faces()
         self._images()
+        self._prepared()
 
     def all(self) -> dict[str, Reader]:
         """{name: target}."""
@@ -108,6 +111,33 @@ class DataTargets:
             self._seeds[f"data {kind}"] = packed.getvalue()
             self._readers[f"data {kind}"] = _decode
 
+    def _prepared(self) -> None:
+        """A prepared set of two images; what vouches for the files has their true digests."""
+        images = from_pixels(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), DIGITS, "train", torch.arange(2), ("a", "b"))
+        order = torch.arange(2)
+        ((shard, _),) = shards.encoded_shards(images, order)
+        file = shards.ShardFile(name="shard", num_images=2, sha256=shards.digest(shard))
+        split = shards.SplitFiles(
+            shards=(file,), table=replace(file, name="table"), shuffled=False, source_fingerprint=""
+        )
+        description = shards.PreparedSet(
+            name="digits",
+            image_size=8,
+            channels=1,
+            class_names=(),
+            attribute_names=(),
+            train=split,
+            test=replace(split, shards=(replace(file, name="shard2"),), table=replace(file, name="table2")),
+        )
+        targets: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
+            "description": (description.to_bytes(), lambda data: shards.parse(data, "file")),
+            "shard": (shard, lambda data: shards.decoded_images(data, (1, 8, 8), "file")),
+            "table": (shards.encoded_table(images, order), lambda data: shards.decoded_table(data, 2, (), "file")),
+        }
+        for name, (seed, parse) in targets.items():
+            self._seeds[f"data prepared {name}"] = seed
+            self._readers[f"data prepared {name}"] = _quiet(parse)
+
     def _add(
         self,
         name: str,
@@ -139,6 +169,14 @@ class _Sums(dict[str, str]):
 
     def __missing__(self, name: str) -> str:
         return hashlib.md5((self._root / name).read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _quiet(parse: Callable[[bytes], object]) -> Reader:
+    def read(data: bytes) -> None:
+        with suppress(EbmError):
+            parse(data)
+
+    return read
 
 
 def _decode(data: bytes) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ebm_core.config import DataConfig
 from ebm_core.data import DATASETS, Dataset, absolute_root, dequantize, load
+from ebm_core.data.catalog import CHECKS
 from ebm_core.data.images import decode, fit
 from ebm_core.data.prepared import is_prepared
 from ebm_core.errors import ConfigError, DataError
@@ -108,6 +109,12 @@ def image_set(text: str, trained: DataConfig, **how: object) -> ImageSet:
             "NAME=FOLDER, or a folder of images as any other NAME=FOLDER"
         )
     root = absolute_root(folder) if folder else trained.root
+    if not folder and is_prepared(root):
+        if _dataset(name) in CHECKS:
+            raise ConfigError(
+                f"--ood {name}: not in {root}, which holds the prepared {trained.name}; say {name}=FOLDER"
+            )
+        root = DataConfig().root  # of no meaning to a set without files
     data = replace(trained, name=_dataset(name), root=root, condition="none", attributes=(), limit=None)
     return replace(ImageSet(name, data), **how)
 

@@ -97,13 +97,16 @@ def _steps(
         return batch_indices(len(dataset), batch_size, seed, step, dataset.shards)[span]
 
     early = max(1, sum(dataset.shards[:WINDOW]) // 2 // batch_size)  # steps: half of a window
+    if not steps:
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="ebm-batches") as reader:  # one batch ahead of the step
-        upcoming = reader.submit(dataset.fetch, numbers(steps.start)) if steps else None
+        coming = numbers(steps.start)
+        images = reader.submit(dataset.fetch, coming)
         for step in steps:
-            assert upcoming is not None
-            levels, index = upcoming.result().to(device), numbers(step)
+            levels, index = images.result().to(device), coming
             if step + 1 < steps.stop:
-                upcoming = reader.submit(dataset.fetch, numbers(step + 1))
+                coming = numbers(step + 1)
+                images = reader.submit(dataset.fetch, coming)
             if dataset.expect is not None and step + early < steps.stop:
                 dataset.expect(numbers(step + early))
             dither = streams(seed, step, "dither", shards, batch_size, device) if dataset.cfg.dither else None

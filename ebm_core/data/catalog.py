@@ -178,6 +178,8 @@ def download(name: str, root: str | Path) -> str:
     DataError if the set must be fetched by hand (it says where), or if the network or the folder does not answer.
     """
     require_dataset(name)
+    if "://" in str(root):
+        raise DataError(f"{name}: downloads go to a folder, not to {root}; from there `ebm data prepare` stores it")
     if name not in CHECKS:
         return f"{name}: nothing to download, the images come with the program"
     if name in ELSEWHERE:

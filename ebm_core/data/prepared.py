@@ -67,7 +67,8 @@ def prepared(cfg: DataConfig, split: str) -> Dataset:
     """The split of the set that lies prepared at data.root."""
     manifest, place = read_manifest(cfg), Place(cfg.root)
     files = manifest.split(split)
-    table = decoded_table(place.verified(files.table), manifest.attribute_names, place.describe(files.table.name))
+    where = place.describe(files.table.name)
+    table = decoded_table(place.verified(files.table), files.num_images, manifest.attribute_names, where)
     shape = (cfg.channels, cfg.image_size, cfg.image_size)
     fits = files.num_images * cfg.channels * cfg.image_size**2 <= MEMORY_BYTES
     reader = ShardReader(place, files.shards, shape, len(files.shards) if fits else 2 * WINDOW)

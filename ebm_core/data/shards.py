@@ -94,8 +94,8 @@ def parse(content: bytes, where: str) -> PreparedSet:
             if split.table.num_images != split.num_images:
                 raise ConfigError("another number of images in the shards than in the table")
     except (ValueError, TypeError, RecursionError, ConfigError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise DataError(f"{where}: not the description of a prepared set ({reason}); prepare it again") from None
+        what = f"not the description of a prepared set ({_reason(error)})"
+        raise DataError(f"{where}: {what}; prepare it again") from None
     return found
 
 
@@ -160,8 +160,8 @@ def decoded_images(content: bytes, shape: ImageShape, where: str) -> Pixels:
             raise DataError(f"{where}: images of another shape than {shape}; prepare the set again")
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks)
-    except (pa.ArrowException, KeyError) as error:
-        raise DataError(f"{where}: not a shard of images ({str(error).splitlines()[0][:200]})") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise DataError(f"{where}: not a shard of images ({_reason(error)}); prepare the set again") from None
     flat = np.frombuffer(column.buffers()[1], dtype=np.uint8)[column.offset * size :][: len(column) * size]
     return torch.from_numpy(flat.reshape(-1, *shape).copy())
 
@@ -175,17 +175,27 @@ class Table:
     factors: dict[str, Tensor]
 
 
-def decoded_table(content: bytes, attribute_names: tuple[str, ...], where: str) -> Table:
-    """Labels, attributes (n k) in the order of their names, and factors. DataError with the name `where`."""
+def decoded_table(content: bytes, num_images: int, attribute_names: tuple[str, ...], where: str) -> Table:
+    """Labels, attributes (n k) in the order of their names, and factors of so many images. DataError with the name
+    `where` if the file holds others."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(pa.BufferReader(content))
+        if len(table) != num_images:
+            raise KeyError(f"{len(table)} rows, not {num_images}")
         columns = {name: torch.from_numpy(table.column(name).to_numpy().copy()) for name in table.column_names}
         attributes = [columns[f"attribute:{name}"] for name in attribute_names]
-    except (pa.ArrowException, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise DataError(f"{where}: not the table of a prepared set ({reason}); prepare it again") from None
+        labels = columns.get("label")
+        if labels is not None and labels.dtype != torch.int64:
+            raise TypeError(f"labels of type {labels.dtype}")
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{where}: not the table of a prepared set ({_reason(error)}); prepare it again") from None
     factors = {n.removeprefix("factor:"): v for n, v in columns.items() if n.startswith("factor:")}
-    return Table(columns.get("label"), torch.stack(attributes, dim=1) if attributes else None, factors)
+    return Table(labels, torch.stack(attributes, dim=1) if attributes else None, factors)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a parser said."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -47,7 +47,9 @@ def told() -> list[Any]:
 
 
 def main(folder: Path, storage: str) -> None:
-    """Train, score, report, list; then write what Ray tells."""
+    """Prepare data on the server, train from it, score, report, list; then write what Ray tells."""
+    data = storage.replace("/runs", "/data")
+    ebm("data", "prepare", "digits", "--to", data)
     ray.init(
         address="local",
         num_cpus=2,
@@ -61,6 +63,7 @@ def main(folder: Path, storage: str) -> None:
         "digits",
         *TINY,
         f"storage={storage}",
+        f"data.root={data}",
         "name=run",
         "evaluation.every=6",
         "evaluation.metrics=energy_gap",

@@ -86,7 +86,15 @@ def job() -> Iterator[tuple[dict[str, bytes], dict[str, bytes]]]:
 @pytest.mark.timeout(400)
 def test_no_planted_secret_is_in_storage_logs_or_what_ray_tells(job: tuple[dict[str, bytes], dict[str, bytes]]):
     stored, local = job
-    for wanted in ("config.json", "provenance.json", "MANIFEST.json", "energy_gap.json", ".parquet", "index.html"):
+    for wanted in (
+        "config.json",
+        "provenance.json",
+        "MANIFEST.json",
+        "energy_gap.json",
+        "index.html",
+        "prepared.json",
+        ".parquet",
+    ):
         assert any(key.endswith(wanted) for key in stored), f"{wanted} was not stored, so it was not searched"
     for wanted in ("told", "printed", "report.html"):
         assert local[wanted], f"{wanted} is empty"

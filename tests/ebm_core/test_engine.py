@@ -1,8 +1,6 @@
 """The engine's faster passes compute what the model computes."""
 
-import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 
@@ -128,7 +126,6 @@ def test_a_bfloat16_run_resumes_to_the_same_bits(tmp_path) -> None:
     assert fingerprint(trained(resumed, cfg, 6)) == fingerprint(whole)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_passes_agree_resume_and_never_compile_again(tmp_path) -> None:
     """In a process of its own: what verifies shapes in the tests is not made to be compiled."""
     child = [sys.executable, "-m", "tests.ebm_core.compiled_child", str(tmp_path)]
@@ -143,7 +140,7 @@ def test_compiled_passes_agree_resume_and_never_compile_again(tmp_path) -> None:
 
 def test_backprop_through_all_steps_keeps_its_own_gradient_when_compiled() -> None:
     model = moved_model(LAYOUTS["instance"])
-    engine = Engine(model, dataclasses.replace(EngineConfig(), compile=shutil.which("g++") is not None))
+    engine = Engine(model, EngineConfig(compile=True))
     x = torch.rand(2, 3, 16, 16, requires_grad=True)
     energy, _ = engine.chain_energies(None, "all")
     assert torch.equal(slope(energy, x.detach()), slope(model, x.detach()))

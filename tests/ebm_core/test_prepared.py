@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ebm_core as ebm
 from ebm_core.config import DataConfig
-from ebm_core.data import batch_indices, load, prepared, shards
+from ebm_core.data import batch_indices, labelled_batches, load, num_conditions, prepared, shards
 from ebm_core.data.dataset import Dataset, limited
 from ebm_core.errors import ConfigError, DataError
 from orchestrator.prepare import prepare
@@ -57,6 +59,21 @@ def test_a_prepared_set_is_its_source(tmp_path, cfg):
         assert source.attributes is None or torch.equal(copy.attributes, source.attributes)
         assert copy.factors.keys() == source.factors.keys()
         assert all(torch.equal(copy.factors[name], source.factors[name]) for name in source.factors)
+
+
+def test_a_folder_of_classes_can_be_prepared_and_conditioned_on(tmp_path):
+    for number in range(30):
+        (tmp_path / "pictures" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        levels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png")
+    folder = DataConfig(name="image_folder", root=str(tmp_path / "pictures"), image_size=16, condition="label")
+    prepare(folder, str(tmp_path / "place"))
+    place = replace(folder, root=str(tmp_path / "place"))
+    assert num_conditions(place) == 2
+    pairs = zip(labelled_batches(folder, 8, stop=6), labelled_batches(place, 8, stop=6), strict=True)
+    for (x, condition), (x_copy, condition_copy) in pairs:
+        assert torch.equal(x, x_copy)
+        assert torch.equal(condition, condition_copy)
 
 
 def test_training_from_a_prepared_set_is_training_from_the_files_bit_for_bit(tmp_path):
@@ -179,6 +196,13 @@ def test_another_description_is_refused(tmp_path, change, message):
     (tmp_path / "prepared.json").write_text(json.dumps(tree))
     with pytest.raises(DataError, match=message):
         load(replace(DIGITS, root=str(tmp_path)))
+
+
+def test_a_table_of_another_length_is_refused(tmp_path):
+    prepare(DIGITS, str(tmp_path))
+    table = (tmp_path / "train-table.parquet").read_bytes()
+    with pytest.raises(DataError, match=r"here: not the table of a prepared set \('1500 rows, not 7'\)"):
+        shards.decoded_table(table, 7, (), "here")
 
 
 def test_what_is_no_json_is_refused(tmp_path):

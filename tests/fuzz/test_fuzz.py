@@ -21,7 +21,7 @@ def run(*words: str, seconds: float = 280) -> subprocess.CompletedProcess[str]:
 
 
 def test_some_hundred_inputs_are_taken_or_refused_within_the_bounds():
-    done = run("-m", "tests.fuzz", "--inputs", "330", "--seed", "6")
+    done = run("-m", "tests.fuzz", "--inputs", "360", "--seed", "6")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("nothing found\n")
     counts = [int(word) for word in done.stdout.replace(":", " ").split() if word.isdigit()]

@@ -15,11 +15,7 @@ WHAT=${1:-}
 shift || true
 
 if [ "$WHAT" = prometheus ]; then
-  if ! command -v promtool >/dev/null; then
-    sudo=$([ "$(id -u)" = 0 ] || echo sudo)
-    $sudo apt-get update -qq
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null
-  fi
+  tests/install.sh promtool prometheus
   exec "$BIN/python" -m pytest tests/operate -m prometheus "$@"
 fi
 [ "$WHAT" = cluster ] || { echo "run.sh: say prometheus or cluster" >&2; exit 2; }

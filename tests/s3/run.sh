@@ -7,22 +7,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=$(command -v "${PYTHON:-python3}") || { echo "run.sh: set PYTHON to the interpreter of the environment" >&2; exit 1; }
 PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON")
-PACKAGES=(radosgw ceph-mon ceph-osd ceph-common)
 cd "$HERE/../.."
-
-as_root() {
-  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-install() {
-  command -v apt-get >/dev/null || {
-    echo "run.sh: no radosgw here and no apt-get to install it; install Ceph's ${PACKAGES[*]}" >&2
-    exit 1
-  }
-  echo "installing ${PACKAGES[*]}"
-  as_root apt-get update -qq
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" >/dev/null
-}
 
 free_ports() {
   "$PYTHON" -c '
@@ -31,9 +16,7 @@ sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 print(*(s.getsockname()[1] for s in sockets))'
 }
 
-for command in radosgw radosgw-admin ceph ceph-mon ceph-osd; do
-  command -v "$command" >/dev/null || { install; break; }
-done
+tests/install.sh "radosgw radosgw-admin ceph ceph-mon ceph-osd" radosgw ceph-mon ceph-osd ceph-common
 
 DIR=$(mktemp -d "${TMPDIR:-/tmp}/rgw-XXXXXX")
 cleanup() {

@@ -15,6 +15,7 @@ from ebm_core.config import DataConfig
 from ebm_core.data import Dataset, dequantize, from_pixels, load
 from ebm_core.data.files import MD5
 from ebm_core.errors import ConfigError, DataError
+from orchestrator.prepare import prepare
 from workers import ood_sets
 from workers.ood_sets import ImageSet, SetReader, image_set
 
@@ -232,3 +233,15 @@ def test_a_set_of_another_range_type_or_shape_is_caught(heldout, spoil, said):
     ood_sets.check_alike(which, x, heldout.image_shape)
     with pytest.raises(DataError, match=f"heldout: .*{said}"):
         ood_sets.check_alike(which, spoil(x), heldout.image_shape)
+
+
+def test_a_run_from_a_prepared_set_asks_for_the_files_of_other_sets(tmp_path: Path):
+    digits = DataConfig(name="digits", image_size=8, channels=1)
+    prepare(digits, str(tmp_path))
+    trained = replace(digits, root=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"--ood svhn: not in .*, which has the prepared digits; say svhn=FOLDER"):
+        image_set("svhn", trained)
+    with pytest.raises(DataError, match="holds a prepared set; give the folder that it was made from"):
+        ood_sets.open_source(image_set(f"mine={tmp_path}", trained))
+    made = ood_sets.open_source(image_set("objects", trained))
+    assert (made.name, made.image_shape) == ("objects", (1, 8, 8))
