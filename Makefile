@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-sweep sweep-kills clean
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep sweep-kills clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -105,6 +105,10 @@ bench-scoring: $(VENV)/installed-dev
 # What storing a checkpoint costs training, and what reading it back takes. About a minute.
 bench-saving: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.saving
+
+# How long training waits for images, from files, prepared shards and a server; and other ways to read. A few minutes.
+bench-loading: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.loading
 
 # What a sweep costs over the same jobs one after another: about ten minutes.
 bench-sweep: $(VENV)/installed-dev

@@ -173,12 +173,7 @@ class ShardReader:
             held = {number: self._hold(number) for number in needed[first : first + self._keep]}
             for number, future in held.items():
                 rows = shards == number
-                try:
-                    images[rows] = future.result()[index[rows] - self._starts[number]]
-                except BaseException:
-                    with self._lock:
-                        self._held.pop(number, None)  # to be tried again when it is asked for again
-                    raise
+                images[rows] = future.result()[index[rows] - self._starts[number]]
         return images
 
     def expect(self, index: Int64[Tensor, "b"]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -98,10 +99,20 @@ def test_an_epoch_of_a_large_set_shows_each_image_once_and_mixes_windows(large, 
     assert torch.equal(numbers.sort().values, torch.arange(1500))
     windows = [{n // 100 for n in window.tolist()} for window in numbers.split(200)]
     assert [len(window) for window in windows] == [2] * 7 + [1]
+    assert any(abs(first - second) > 1 for first, second in windows[:-1])  # shards are drawn, not taken in turn
+    assert all(len({n // 100 for n in window[:20].tolist()}) == 2 for window in numbers.split(200)[:-1])
+    assert not torch.equal(numbers[:200] % 100, numbers[:200].sort().values % 100)
     assert not torch.equal(numbers, batch_indices(len(data), 1500, 0, 1, data.shards))
-    assert data.labels is not None
-    first = torch.bincount(data.labels[numbers[:200]], minlength=10)
-    assert int(first.min()) > 5  # stored in a mixed order, so that a window has all classes
+
+
+def test_a_large_set_is_stored_in_a_mixed_order_with_what_is_known_of_each_image(large, tmp_path):
+    source, data = load(DIGITS), prepared_digits(tmp_path / "place")
+    mixed = shards.preparation_order(source)
+    assert not torch.equal(data.fetch(torch.arange(1500)), source.fetch(torch.arange(1500)))
+    assert torch.equal(data.labels, source.labels[mixed])
+    frame = pq.read_table(tmp_path / "place" / "train-00003.parquet")
+    assert frame.column("number").to_pylist() == mixed[300:400].tolist()
+    assert data.fetch(torch.tensor([311])).equal(source.fetch(mixed[311:312]))
 
 
 def test_a_large_set_goes_on_at_the_exact_image(large, tmp_path):
@@ -196,6 +207,22 @@ def test_another_description_is_refused(tmp_path, change, message):
     (tmp_path / "prepared.json").write_text(json.dumps(tree))
     with pytest.raises(DataError, match=message):
         load(replace(DIGITS, root=str(tmp_path)))
+
+
+def test_a_shard_of_another_length_is_refused(large, tmp_path):
+    prepare(DIGITS, str(tmp_path))
+    tree = json.loads((tmp_path / "prepared.json").read_text())
+    for shard, num_images in zip(tree["train"]["shards"], (99, 101), strict=False):
+        shard["num_images"] = num_images
+    (tmp_path / "prepared.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"train-00000.parquet: 100 images, not the 99 of prepared.json"):
+        load(replace(DIGITS, root=str(tmp_path))).fetch(torch.tensor([0]))
+
+
+def test_a_place_on_a_server_is_the_same_from_everywhere_and_a_folder_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert prepared.absolute_root("s3://bucket/place") == "s3://bucket/place"
+    assert prepared.absolute_root("place") == str(tmp_path / "place")
 
 
 def test_a_table_of_another_length_is_refused(tmp_path):
