@@ -21,7 +21,8 @@ def test_every_file_of_the_page_stands_where_it_says_and_holds_the_function_besi
     for file, name in rows:
         assert (ROOT / file).is_file(), file
         module = file.removesuffix(".py").replace("/", ".")
-        assert name.startswith(f"{module}.") and exists(name), (file, name)
+        assert name.startswith(f"{module}."), (file, name)
+        assert exists(name), (file, name)
 
 
 def exists(name: str) -> bool:
