@@ -14,7 +14,7 @@ HEAD = """\
 # Commands
 
 Made by `python -m orchestrator.command_reference` from the commands themselves; a test compares them.
-`ebm COMMAND --help` prints the same on a terminal.
+`ebm COMMAND --help` prints what a command does, and its options, on a terminal.
 
 - **PRESET** is one of {presets}. **PATH=VALUE** is any setting of [the configuration](configuration.md).
 - **RUN** is a name below `--storage` (`./runs` unless given), a folder, or `s3://bucket/.../run`.

@@ -29,7 +29,8 @@ def test_the_notebook_prints_again_what_it_keeps():
     kept = nbformat.read(NOTEBOOK, as_version=4)
     again = nbformat.read(NOTEBOOK, as_version=4)
     manager = AsyncKernelManager(kernel_name="python3", transport="ipc")
-    NotebookClient(again, km=manager, timeout=900, resources={"metadata": {"path": str(NOTEBOOK.parents[1])}}).execute()
+    place = {"metadata": {"path": str(NOTEBOOK.parents[1])}}
+    NotebookClient(again, km=manager, timeout=900, resources=place, coalesce_streams=True).execute()
     assert [re.sub(r"-?\d+\.\d+", "#", text) for text in printed(again)] == [
         re.sub(r"-?\d+\.\d+", "#", text) for text in printed(kept)
     ]
