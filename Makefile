@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep sweep-kills clean
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep sweep-kills docs clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -118,5 +118,10 @@ bench-sweep: $(VENV)/installed-dev
 sweep-kills: $(VENV)/installed-dev
 	$(BIN)/python -u -m benchmarks.sweep_kills --kills 10
 
+# The pages of docs/ as a site in site/, without warnings or not at all; open site/index.html.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf site $(VENV) .pytest_cache .ruff_cache .import_linter_cache

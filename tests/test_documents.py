@@ -1,0 +1,142 @@
+"""Every command of the tutorial and of README is run, in the documents' order, as a person would type it.
+
+Each document has a folder of its own, which is also HOME. The commands start a Ray of their own where they need one.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.orchestrator.stored_runs import store_sweep
+from tests.orchestrator.test_compose import store_run
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S = 600
+"""For one block: starting Ray alone takes half a minute on a busy machine."""
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("documents"), pytest.mark.timeout(LIMIT_S + 60)]
+
+
+def blocks(document: str) -> list[str]:
+    """The ```sh blocks of a document."""
+    return re.findall(r"^```sh\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def lines(document: str) -> list[str]:
+    """The commands of a document's blocks, without the remarks behind them."""
+    found = [re.sub(r"\s+#.*", "", line).strip() for block in blocks(document) for line in block.splitlines()]
+    return [line for line in found if line]
+
+
+def run(script: str, folder: Path) -> str:
+    """What the script prints to standard output; it fails at the first command that fails."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EBM_", "AWS_"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 0, f"{script}\nstatus {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+TUTORIAL = blocks("docs/tutorial.md")
+PROMISED = re.findall(r"^<!-- makes: (.+) -->$", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE)
+"""Files that the tutorial says are there at its end; the remark stands where the text speaks of them."""
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tutorial")
+
+
+@pytest.mark.parametrize("number", range(len(TUTORIAL)))
+def test_a_block_of_the_tutorial_runs_as_written(lesson: Path, number: int):
+    run(TUTORIAL[number], lesson)
+
+
+def test_the_tutorial_leaves_what_it_promises(lesson: Path):
+    assert len(PROMISED) >= 4
+    for pattern in PROMISED:
+        found = [path for path in lesson.glob(pattern) if path.is_file()]
+        assert found, pattern
+        assert all(path.stat().st_size > 100 for path in found), pattern
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What runs in place of a line of README, and why it does not run as written."""
+
+    script: str
+    why: str
+
+
+MINUTES, ELSEWHERE = "takes minutes", "needs a cluster, a bucket, GPUs and published files"
+README_LINES = {
+    "make demo": Instead(f"make --dry-run -C {ROOT} demo | grep 'ebm train digits$'", MINUTES),
+    "make test": Instead(f"make --dry-run -C {ROOT} test | grep 'pytest .*--floor'", MINUTES),
+    "ebm train digits name=first train.num_steps=500": Instead(
+        "ebm train digits name=first train.num_steps=500 train.num_steps=20 evaluation.num_images=200 "
+        "evaluation.metrics=fid_small sampler.generate_steps=20",
+        MINUTES,
+    ),
+    "ebm train cifar10 data.root=~/data storage=s3://runs cluster.num_workers=4 cluster.use_gpu=true": Instead(
+        "ebm config cifar10 data.root=~/data storage=s3://runs cluster.num_workers=4 cluster.use_gpu=true", ELSEWHERE
+    ),
+    "ray job submit --address http://head:8265 -- ebm train cifar10 storage=s3://runs": Instead(
+        "ray job submit --help | grep -e --address; ebm config cifar10 storage=s3://runs", ELSEWHERE
+    ),
+    "ebm evaluate first --metrics fid_small,kid_small,ood,chains --ood interpolation --ood noise": Instead(
+        "ebm evaluate first --metrics fid_small,kid_small,ood,chains --ood interpolation --ood noise "
+        "--num-images 200 --ood-images 50 --chains 4 --chain-steps 20 --descent-steps 20",
+        MINUTES,
+    ),
+    "ebm compose shapes:cube sides:left=1 --op and": Instead(
+        "ebm compose shapes:cube sides:left=1 --op and --num-images 16", "the runs are made by `readme`, untrained"
+    ),
+    "ebm sweep table2 --smoke": Instead("ebm sweep table2 --smoke --dry-run", MINUTES),
+    "ebm sweep digits sampler.step_size='loguniform(0.5,10)' --metric fid_small --trials 8 --scheduler asha": Instead(
+        "ebm sweep digits sampler.step_size='loguniform(0.5,10)' --metric fid_small --trials 8 --scheduler asha "
+        "--dry-run",
+        MINUTES,
+    ),
+    "ebm doctor": Instead("ebm doctor || [ $? = 1 ]", "status 1 says that this machine lacks something"),
+}
+"""Lines of README that are not run as written. `ebm report table2-digits` reads a sweep that `readme` stores."""
+
+
+@pytest.fixture(scope="module")
+def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two runs and the sweep that README speaks of and that take too long to make here."""
+    folder = tmp_path_factory.mktemp("readme")
+    store_run(folder / "runs", "shapes", "data.condition=label")
+    store_run(folder / "runs", "sides", "data.condition=attributes", "data.attributes=left")
+    store_sweep(folder / "runs", "table2-digits")
+    return folder
+
+
+@pytest.mark.parametrize("line", lines("README.md"))
+def test_a_line_of_readme_runs(readme: Path, line: str):
+    instead = README_LINES.get(line)
+    assert run(line if instead is None else instead.script, readme).strip()
+
+
+def test_every_exception_is_a_line_of_readme():
+    found = lines("README.md")
+    assert README_LINES.keys() <= set(found)
+    assert len(found) - len(README_LINES) >= 4  # these run as written
