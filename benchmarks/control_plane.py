@@ -33,6 +33,7 @@ from unittest import mock
 
 import psutil
 import ray
+import ray.train
 import torch
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -344,7 +345,7 @@ def bare_actors(count: int) -> dict[str, float]:
     group = placement_group([{"CPU": 1}] * count)
     ray.get(group.ready())
     reserved = time.perf_counter() - began
-    made = [
+    made: list[Any] = [
         ray.remote(Bare).options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, i)).remote()  # pyright: ignore[reportAttributeAccessIssue]
         for i in range(count)
     ]
@@ -481,7 +482,7 @@ def print_tables(found: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Print the tables; with --json, write all figures as well."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 256])
     parser.add_argument("--stores", nargs="+", choices=("folder", "s3"), default=["folder", "s3"])
     parser.add_argument("--parts", nargs="+", choices=("actors", "jobs"), default=["actors", "jobs"])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from orchestrator.worker_loop import Group, average_gradients
 
@@ -63,7 +63,7 @@ def rank_main(rank: int, size: int, folder: str, rounds: int) -> None:
 def measured(size: int, rounds: int) -> dict[str, dict[str, float]]:
     """Figures of rank 0 of a group of this size."""
     with tempfile.TemporaryDirectory(prefix="ebm-bench-") as folder:
-        mp.spawn(rank_main, (size, folder, rounds), nprocs=size)
+        spawn(rank_main, (size, folder, rounds), nprocs=size)
         return json.loads(Path(folder, "figures.json").read_text())
 
 
@@ -81,7 +81,7 @@ def ring_constants(figures: dict[str, dict[str, float]], size: int) -> dict[str,
 
 def main() -> None:
     """Print a table; with --json, write all figures as well."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path, default=None)
