@@ -6,7 +6,11 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
+<<<<<<< HEAD
 .PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep sweep-kills docs clean
+=======
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-sweep bench-control-plane sweep-kills clean
+>>>>>>> scaling
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -113,6 +117,12 @@ bench-loading: $(VENV)/installed-dev
 # What a sweep costs over the same jobs one after another: about ten minutes.
 bench-sweep: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.sweep_overhead
+
+# What hundreds of workers ask of scheduler, driver and store, with sleep for steps, and what gloo's exchanges cost: about
+# twenty minutes and 17 GB. CONTROL_ARGS='--ranks 8 64' takes five.
+bench-control-plane: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.control_plane $(CONTROL_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.exchange
 
 # Kill -9 the driver of a small sweep at ten random moments: the results must be those of one that nobody killed.
 sweep-kills: $(VENV)/installed-dev

@@ -36,6 +36,11 @@ def shard_file(shard: int) -> str:
     return f"buffer-shard-{shard:04d}.safetensors"
 
 
+def own_files(state: TrainState) -> set[str]:
+    """Names of the files that `load` reads into this state: what all workers share, and its own shards."""
+    return {MODEL, EMA, OPTIMIZER, STATE, *map(shard_file, state.shards)}
+
+
 def write_shared(state: TrainState, cfg: TrainConfig, folder: Path) -> list[str]:
     """Write what all workers have in common; returns the names of the files."""
     save_file(_on_cpu(state.model.state_dict()), folder / MODEL)
@@ -73,9 +78,10 @@ def save(state: TrainState, cfg: TrainConfig, folder: Path) -> Manifest:
 def load(state: TrainState, folder: Path) -> None:
     """Put a verified checkpoint into `state`, in place and exact; CheckpointError names what does not fit.
 
-    A worker reads the shared files and its own shards, whichever worker wrote them.
+    A worker reads and verifies the shared files and its own shards, whichever worker wrote them; others' shards need
+    not be there.
     """
-    verify(folder)
+    verify(folder, own_files(state))
     about = read_about(folder)
     if about["num_shards"] != state.shards.total:
         raise CheckpointError(

@@ -204,7 +204,8 @@ class BufferConfig:
 
     def __post_init__(self) -> None:
         require_finite(self, "buffer")
-        require(1 <= self.num_shards <= 65_536, "buffer.num_shards", self.num_shards, "must lie in 1 to 65536")
+        # A checkpoint has a file for each, and at most manifest.MAX_FILES.
+        require(1 <= self.num_shards <= 8192, "buffer.num_shards", self.num_shards, "must lie in 1 to 8192")
         require(
             self.capacity >= self.num_shards,
             "buffer.capacity",

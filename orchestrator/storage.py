@@ -174,13 +174,14 @@ class Run:
         stored = self.stored_steps()
         return [step for step in sorted(stored) if self._is_usable(step, stored[step])]
 
-    def fetch_checkpoint(self, step: int, into: Path) -> Path:
+    def fetch_checkpoint(self, step: int, into: Path, names: Collection[str] | None = None) -> Path:
         """Download a committed checkpoint into the new folder `into`/step-…, every size and SHA-256 checked.
 
-        Returns that folder. Raises CheckpointError naming the file that is missing or damaged; then the folder is gone.
+        names: of the files wanted (None: all). Returns that folder. Raises CheckpointError naming the file that is
+        missing or damaged; then the folder is gone.
         """
         folder = into / step_name(step)
-        self.at(step).fetch(folder)
+        self.at(step).fetch(folder, names)
         return folder
 
     def newest_sound(self, into: Path, warn: Warn = _log.warning) -> tuple[int, Path] | None:

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,10 +65,11 @@ class StoredCheckpoint:
                 "two jobs write this run: stop one, or give it another name"
             )
 
-    def fetch(self, folder: Path) -> None:
+    def fetch(self, folder: Path, names: Collection[str] | None = None) -> None:
         """Download into a new `folder`, every size and SHA-256 checked. After an error the folder is gone.
 
-        Raises CheckpointError naming the file that is missing or damaged.
+        names: of the files wanted, as far as the checkpoint has them; None: all. Raises CheckpointError naming the file
+        that is missing or damaged.
         """
         commit = self.read_commit()
         manifest, data = self._read_manifest(commit)
@@ -77,7 +78,8 @@ class StoredCheckpoint:
             folder.mkdir(parents=True)
         try:
             for entry in manifest.files:
-                self._fetch_file(commit, entry, folder / entry.name)
+                if names is None or entry.name in names:
+                    self._fetch_file(commit, entry, folder / entry.name)
             with _local_errors(folder):
                 (folder / MANIFEST_NAME).write_bytes(data)
         except BaseException:

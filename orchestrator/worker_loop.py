@@ -132,12 +132,14 @@ def _train_on(data: Dataset, state: TrainState, loop: "Loop") -> None:
 
 
 def restore(run: Run, state: TrainState, group: Group, warn: Callable[[str], None]) -> None:
-    """Put the newest sound checkpoint into `state`: rank 0 decides which, every rank downloads and verifies it."""
+    """Put the newest sound checkpoint into `state`: rank 0 reads all of it and decides which, every other rank
+    downloads and verifies what it needs. (All files for all ranks would be requests by the square of their number.)"""
     with tempfile.TemporaryDirectory(prefix="ebm-restore-") as temp:
         found = run.newest_sound(Path(temp), warn) if group.rank == 0 else None
         step = group.from_first(found[0] if found else None)
         if step is not None:
-            checkpoint.load(state, found[1] if found else run.fetch_checkpoint(step, Path(temp)))
+            own = checkpoint.own_files(state)
+            checkpoint.load(state, found[1] if found else run.fetch_checkpoint(step, Path(temp), own))
 
 
 def drop_rows_after(run: Run, step: int) -> None:

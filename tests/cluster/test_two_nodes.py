@@ -1,4 +1,7 @@
-"""A head and a worker that are started by the commands of deploy/compose are one cluster, for who has the token."""
+"""A head and a worker that are started by the commands of deploy/compose are one cluster, for who has the token.
+
+`ebm train` with `cluster.num_workers=4` trains on both.
+"""
 
 import os
 import shutil
@@ -13,15 +16,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
+
+from ebm_core import checkpoint
+from orchestrator.storage import RunStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
 
 SERVICES = yaml.safe_load((Path(__file__).parents[2] / "deploy/compose/compose.yaml").read_text())["services"]
 BIN = Path(sys.executable).parent
-INIT = 'ray.init(address="auto", log_to_driver=False, logging_level="ERROR")'
-COUNT = f"""
+COUNT = """
 import ray
-{INIT}
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 nodes = [node for node in ray.nodes() if node["Alive"]]
 print(len(nodes), int(ray.cluster_resources()["CPU"]))
 """
@@ -37,6 +43,7 @@ def command(service: str, ports: dict[str, int], folder: str) -> list[str]:
         "--dashboard-port": f"{ports['dashboard']}",
         "--dashboard-host": "127.0.0.1",
         "--metrics-export-port": f"{ports[f'{service} metrics']}",
+        "--num-cpus": "2",  # on either node: four workers need both
     }
     changed = [f"{name}={own[name]}" if (name := word.partition("=")[0]) in own else word for word in words[1:]]
     more = ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
@@ -103,28 +110,56 @@ class Nodes:
         raise AssertionError(said)
 
 
+TINY = [
+    "model.widths=4,8,8",
+    "sampler.num_steps=3",
+    "loss.num_past=20",
+    "buffer.capacity=40",
+    "train.batch_size=8",
+    "train.log_every=1",
+    "train.num_steps=2",
+    "evaluation.every=0",
+    "evaluation.metrics=",
+    "engine.num_threads=1",
+    "cluster.cpus_per_worker=1",
+]
+
+
+def train_on_both(folder: Path, environment: dict[str, str]) -> None:
+    """The command of one machine, with four workers of one CPU each on two nodes of two."""
+    words = [str(BIN / "ebm"), "train", "digits", *TINY, "cluster.num_workers=4", f"storage={folder}/runs", "name=four"]
+    quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    done = subprocess.run(words, env=environment | quick, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    run = RunStore(f"{folder}/runs").run("four")
+    stored = checkpoint.read_about(run.fetch_checkpoint(2, folder / "into"))
+    assert (stored["step"], stored["num_shards"]) == (2, 8)
+    shards = [load_file(path) for path in (folder / "into").rglob("buffer-shard-*")]
+    assert [int(shard["num_seen"]) for shard in shards] == [2] * 8  # one sample a shard and step: all workers sampled
+
+
 @pytest.mark.timeout(600)
 def test_head_and_worker_of_the_compose_file_are_one_cluster_for_who_has_the_token(folder: Path):
     (folder / "token").write_text("0123456789abcdef" * 4)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["RAY_AUTH_MODE"] = SERVICES["head"]["environment"]["RAY_AUTH_MODE"]
     environment["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
+    environment["RAY_worker_niceness"] = "0"  # four workers import PyTorch beside whatever else the machine does
     environment["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
 
-    def ask(start: str | None = None, **changes: str) -> subprocess.CompletedProcess[str]:
+    def ask(**changes: str) -> subprocess.CompletedProcess[str]:
         own = environment | {"RAY_ADDRESS": nodes.address} | changes
-        own = {name: value for name, value in own.items() if value}
-        words = [sys.executable, "-c", COUNT if start is None else COUNT.replace(INIT, start)]
-        return subprocess.run(words, env=own, capture_output=True, text=True, timeout=100, check=False)
+        return subprocess.run(
+            [sys.executable, "-c", COUNT], env=own, capture_output=True, text=True, timeout=100, check=False
+        )
 
     with Nodes(folder, environment) as nodes:
         nodes.start("head")
         nodes.start("worker")
         answer = ask()
-        assert answer.stdout.split() == ["2", "3"], answer.stderr  # one CPU of the head, two of the worker
-        ours = "from orchestrator.cluster import start_ray; start_ray()"
-        answer = ask(start=ours, RAY_AUTH_MODE="")  # a person has a token and has told nobody to use it
-        assert answer.stdout.split() == ["2", "3"], answer.stderr
+        assert answer.stdout.split() == ["2", "4"], answer.stderr
+        person = {name: value for name, value in environment.items() if name != "RAY_AUTH_MODE"}
+        train_on_both(folder, person | {"RAY_ADDRESS": nodes.address})  # has a token and has told nobody to use it
         (folder / "other").write_text("f" * 64)
         stranger = ask(RAY_AUTH_TOKEN_PATH=str(folder / "other"))
         assert stranger.returncode != 0
