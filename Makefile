@@ -6,11 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-<<<<<<< HEAD
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep sweep-kills docs clean
-=======
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-sweep bench-control-plane sweep-kills clean
->>>>>>> scaling
+.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep bench-control-plane sweep-kills docs clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.

@@ -28,6 +28,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 from unittest import mock
 
@@ -416,7 +417,8 @@ def opened(kind: str, folder: str) -> Iterator[tuple[str, str | None]]:
     if kind == "folder":
         yield f"{folder}/runs", None
         return
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    keys = {name: token_hex(16) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}  # moto checks none
+    os.environ |= keys | {"AWS_REGION": "us-east-1"}
     words = [sys.executable, "-m", "benchmarks.control_plane", "--serve"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None

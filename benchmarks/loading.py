@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,6 @@ def ways(cfg: DataConfig) -> Iterator[Row]:
 
 
 def _serve(address: Any) -> None:
-    os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
     with moto_server() as endpoint:
         make_bucket(endpoint, "datasets")
         address.send(endpoint)
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+    os.environ |= {name: token_hex(16) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}  # moto checks none
     with tempfile.TemporaryDirectory(prefix="ebm-bench-") as folder, server() as endpoint:
         large = store_large(f"{folder}/large")
         sources = {

@@ -100,6 +100,11 @@ USE: dict[str, tuple[str, tuple[str, ...]]] = {
         "would see them.",
         ("ebm data check digits data.name=image_folder data.root=pictures",),
     ),
+    "data prepare": (
+        "Once per data set, for a cluster whose nodes share no folder, or for images that are slow to decode. See "
+        "[data on a cluster](operate.md#data-on-a-cluster).",
+        ("ebm data prepare digits data.name=image_folder data.root=pictures --to prepared",),
+    ),
     "data inception": ("Once per machine, for FID and Inception score as published. Nothing is downloaded.", ()),
     "data mobilenet": ("Once per machine, for the scores called `fid_medium`. Nothing is downloaded.", ()),
     "runs": (

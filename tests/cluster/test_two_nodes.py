@@ -43,8 +43,9 @@ def command(service: str, ports: dict[str, int], folder: str) -> list[str]:
         "--dashboard-port": f"{ports['dashboard']}",
         "--dashboard-host": "127.0.0.1",
         "--metrics-export-port": f"{ports[f'{service} metrics']}",
-        "--num-cpus": "2",  # on either node: four workers need both
     }
+    if service == "head":
+        own["--num-cpus"] = "2"  # the file keeps one for it; with the worker's two there is room for four on both
     changed = [f"{name}={own[name]}" if (name := word.partition("=")[0]) in own else word for word in words[1:]]
     more = ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
     more += [f"--dashboard-agent-listen-port={ports[f'{service} agent']}"]
