@@ -11,7 +11,7 @@ from ebm_core.errors import ConfigError, EbmError
 from orchestrator.objects import os_reason
 from orchestrator.report_compare import compare_page
 from orchestrator.report_run import run_page
-from orchestrator.report_sweep import sweep_page
+from orchestrator.report_sweep import gather_sweep, sweep_page
 from orchestrator.sample import open_run
 from orchestrator.storage import Run, RunStore
 from orchestrator.sweep_record import SweepRecord
@@ -48,6 +48,20 @@ def write_report(names: Sequence[str], *, storage: str, out: Path | None = None,
         return write_file(out, page)
     run.write_bytes(PAGE, page.encode())
     return f"{run.uri}/{PAGE}"
+
+
+def named_runs(names: Sequence[str], *, storage: str) -> list[Run]:
+    """The runs of these names, a sweep's name standing for those of its trials that have begun."""
+    found: list[Run] = []
+    for name in names:
+        folder = _sweep_folder(name, storage)
+        if folder is None:
+            found.append(open_run(name, storage))
+        else:
+            found += [
+                trial.run for trial in gather_sweep(folder).trials if trial.run is not None and trial.run.exists()
+            ]
+    return found
 
 
 def _one_page(name: str, storage: str, refresh_s: int | None) -> tuple[Run, str]:
@@ -87,7 +101,6 @@ def follow(names: Sequence[str], *, storage: str, out: Path | None, every_s: int
 
 def _has_ended(name: str, storage: str) -> bool:
     from orchestrator.report_data import gather
-    from orchestrator.report_sweep import gather_sweep
 
     folder = _sweep_folder(name, storage)
     if folder is not None:

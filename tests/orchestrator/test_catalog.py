@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -59,6 +60,16 @@ def test_pandas_and_pyarrow_read_it_without_this_program(store: RunStore, tmp_pa
     assert {row["run"]: row["scores.fid_small"] for row in found} == {"a": 2.0, "b": 1.0, "c": None}
     frame = pd.concat([pd.read_parquet(path) for path in (tmp_path / "_catalog").glob("*.parquet")])
     assert frame.set_index("run").loc["a", "settings.sampler.step_size"] == 3.0
+
+
+def test_duckdb_joins_settings_scores_and_every_logged_row(store: RunStore, tmp_path: Path):
+    catalog.read(store)
+    found = duckdb.sql(f"""
+        SELECT c.run, c."settings.sampler.step_size", c."scores.fid_small", m.step, m.energy_gap
+        FROM read_parquet('{tmp_path}/_catalog/*.parquet', union_by_name = true) c
+        JOIN read_parquet('{tmp_path}/*/metrics/*.parquet', filename = true) m
+        ON m.filename LIKE '%/' || c.run || '/metrics/%' ORDER BY c.run""").fetchall()
+    assert found == [("a", 3.0, 2.0, 30, 0.25), ("b", 2.0, 1.0, 30, 0.25), ("c", 2.0, None, 30, 0.25)]
 
 
 def test_what_is_settled_is_not_read_again_and_what_is_not_is(store: RunStore, monkeypatch: pytest.MonkeyPatch):
