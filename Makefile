@@ -32,7 +32,7 @@ sweep: $(VENV)/installed
 # (Debian's package) where it is missing.
 test: $(VENV)/installed-dev
 	tests/install.sh g++ g++
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not browser and not prometheus and not operate and not nodes" --floor $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not browser and not prometheus and not operate and not nodes and not kills" --floor $(TEST_ARGS)
 
 # The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
 test-s3: $(VENV)/installed-dev
@@ -72,8 +72,10 @@ fuzz: $(VENV)/installed-dev
 	-$(BIN)/python -m pip install --quiet --only-binary :all: atheris -c constraints.txt
 	nice -n 10 $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-# 200 random kills of a job that only saves, in a folder, on moto and on Ceph RGW: about twenty minutes.
+# Whole jobs killed at chosen moments, in a folder and on moto; then 200 random kills of a job that only saves, in a
+# folder, on moto and on Ceph RGW: about half an hour.
 kills: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m kills
 	CONFAB_KILLS=200 $(BIN)/python -m pytest -s --timeout 0 -k random tests/orchestrator/test_saving.py
 	CONFAB_KILLS=200 PYTHON=$(BIN)/python bash tests/s3/run.sh -s --timeout 0 -k random_kills
 

@@ -17,7 +17,6 @@ import random
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,14 +26,11 @@ from pathlib import Path
 
 import torch
 
-from ebm_core import checkpoint
-from ebm_core.manifest import parse_manifest
-from orchestrator import runs, telemetry
 from orchestrator.config import core_config, job_preset, override
 from orchestrator.objects import StorageError
 from orchestrator.profile import profile_step
-from orchestrator.storage import Run, RunStore
 from tests.faults import FaultProxy, fault_proxy, moto_bucket
+from tests.jobs import Job
 
 SETTINGS = [
     "model.widths=8,16,16",
@@ -56,61 +52,11 @@ FLAT = 1.10
 
 
 @dataclass
-class Side:
-    """One of the two jobs: its driver, its store, and what it holds over time."""
+class Side(Job):
+    """One of the two jobs, what it is called, and what it holds over time."""
 
-    name: str
-    folder: Path
-    proxy: FaultProxy
-    settings: list[str]
-    driver: subprocess.Popen[bytes] | None = None
-    launches: int = 0
+    name: str = ""
     samples: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def uri(self) -> str:
-        return f"s3://soak/{self.name}?endpoint_url={self.proxy.url}"
-
-    @property
-    def run(self) -> Run:
-        return RunStore(self.uri).run("run")
-
-    def launch(self) -> None:
-        """Start the job, or go on with it, on a Ray of its own."""
-        self.launches += 1
-        own = {"RAY_ADDRESS": "", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "10", "TMPDIR": str(self.folder / "t")}
-        own["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-        own["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "10"
-        (self.folder / "t").mkdir(parents=True, exist_ok=True)
-        words = [
-            sys.executable,
-            "-m",
-            "orchestrator.cli",
-            "train",
-            "digits",
-            *self.settings,
-            f"storage={self.uri}",
-            "name=run",
-        ]
-        log = (self.folder / "log.txt").open("ab")
-        self.driver = subprocess.Popen(
-            words, cwd=self.folder.parent, env=os.environ | own, stdout=log, stderr=log, start_new_session=True
-        )
-
-    def processes(self) -> dict[int, str]:
-        """{process: title} of the driver's session."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, ValueError):
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if self.driver and int(fields[3]) == self.driver.pid and fields[0] != "Z":
-                    found[int(folder.name)] = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
-        return found
-
-    def one(self, *titles: str) -> int | None:
-        """A process whose title begins, or whose program ends, with one of these."""
-        fitting = [p for p, title in self.processes().items() if title.startswith(titles) or title.endswith(titles)]
-        return fitting[0] if fitting else None
 
     def sample(self) -> None:
         """What the driver and the worker hold now."""
@@ -124,13 +70,6 @@ class Side:
                 row[f"{who} handles"] = len(list((folder / "fd").iterdir()))
         row["temporary files"] = sum(1 for path in (self.folder / "t").rglob("*") if path.is_file())
         self.samples.append(row)
-
-    def stop(self) -> None:
-        for process in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        if self.driver:
-            self.driver.wait()
 
 
 def kill(side: Side, *titles: str, number: signal.Signals = signal.SIGKILL) -> bool:
@@ -150,10 +89,10 @@ def kill_driver(side: Side) -> bool:
     return True
 
 
-def outage(side: Side, kind: int | str) -> bool:
-    fault = side.proxy.inject(kind)
+def outage(proxy: FaultProxy, kind: int | str) -> bool:
+    fault = proxy.inject(kind)
     time.sleep(OUTAGE_S)
-    side.proxy.faults.remove(fault)
+    proxy.faults.remove(fault)
     return fault.hits > 0
 
 
@@ -172,15 +111,6 @@ def damage(side: Side, rng: random.Random) -> bool:
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     run.store.objects.put(f"run/{chosen.key}", bytes(data))
     return kill(side, "ray::RayTrainWorker")
-
-
-def outcome(side: Side, step: int) -> dict[str, object]:
-    """Digests of the last checkpoint's files, and all logged rows but the wall clock."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = side.run.fetch_checkpoint(step, Path(temporary))
-        manifest = parse_manifest((folder / checkpoint.MANIFEST).read_bytes())
-    rows = runs.read_metrics(side.run).drop_columns(list(telemetry.WALL_CLOCK)).to_pylist()
-    return {"files": {entry.name: entry.sha256 for entry in manifest.files}, "rows": rows}
 
 
 def growth(samples: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
@@ -213,7 +143,10 @@ def main() -> int:
     settings = [*SETTINGS, f"train.num_steps={steps}", f"checkpoint.every={every}", f"evaluation.every={20 * every}"]
     print(json.dumps({"steps": steps, "checkpoint_every": every, "step_ms": round(1000 * step_s, 1)}), flush=True)
     with moto_bucket("soak") as endpoint, fault_proxy(endpoint) as calm, fault_proxy(endpoint) as rough:
-        sides = [Side("calm", root / "calm", calm, settings), Side("rough", root / "rough", rough, settings)]
+        sides = [
+            Side(root / name, f"s3://soak/{name}?endpoint_url={proxy.url}", settings, name=name)
+            for name, proxy in (("calm", calm), ("rough", rough))
+        ]
         peace, hurt = sides
         faults = {
             "worker killed": lambda: kill(hurt, "ray::RayTrainWorker"),
@@ -222,8 +155,8 @@ def main() -> int:
             "scorer killed": lambda: kill(hurt, "ray::ScoreActor"),
             "raylet killed": lambda: kill(hurt, "raylet"),
             "driver killed": lambda: kill_driver(hurt),
-            "server answers 503": lambda: outage(hurt, 503),
-            "connections drop": lambda: outage(hurt, "drop"),
+            "server answers 503": lambda: outage(rough, 503),
+            "connections drop": lambda: outage(rough, "drop"),
             "bit flipped": lambda: damage(hurt, rng),
         }
         started = time.monotonic()
@@ -253,10 +186,10 @@ def main() -> int:
                             counts[name] += 1
                             print(json.dumps({"fault": name, "s": round(passed)}), flush=True)
                     next_fault = time.monotonic() + 30 + rng.expovariate(1 / asked.every)
-            same = outcome(peace, steps) == outcome(hurt, steps)
+            same = peace.outcome(steps) == hurt.outcome(steps)
         finally:
             for side in sides:
-                side.stop()
+                side.kill()
     medians = growth(peace.samples)
     flat = {name: bool(late <= FLAT * early + 8) for name, (early, late) in medians.items()}
     verdict = {
