@@ -37,6 +37,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Floor())
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A group that pytest-xdist would scatter over its workers is an error: its tests share a Ray or a folder."""
+    if getattr(config.option, "loadgroup", False):
+        scattered = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if scattered:
+            raise pytest.UsageError(
+                f"pytest {pytest.__version__} and pytest-xdist do not keep {scattered[0]} in its group"
+            )
+
+
 @contextmanager
 def local_ray(**resources: int) -> Iterator[None]:
     """A Ray of these resources in this process, with a folder of its own, ended and removed with the context."""
