@@ -3,6 +3,8 @@
 Five minutes, so not a part of `make test`: run by `make kills`.
 """
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ STEPS = 40
 SCORED = 24
 SETTINGS = [
     "model.widths=8,16,16",
-    "sampler.num_steps=20",
+    "sampler.num_steps=80",  # slow enough to be killed between two given steps
     "sampler.generate_steps=200",
     "loss.num_past=20",
     "buffer.capacity=400",
@@ -36,11 +38,19 @@ SETTINGS = [
 ]
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For Ray's own files: sockets have short names only."""
+    folder = Path(tempfile.mkdtemp(prefix="kill", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def place(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
     """Where runs are stored."""
     if request.param == "folder":
-        yield str(tmp_path / "runs")
+        yield str(folder / "runs")
     else:
         with moto_bucket("kills") as endpoint:
             yield f"s3://kills/runs?endpoint_url={endpoint}"
@@ -81,10 +91,10 @@ def keys(job: Job, prefix: str) -> list[str]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_killed_between_reports_and_during_an_evaluation_ends_as_the_undisturbed_one(
-    place: str, workers: int, tmp_path: Path
+    place: str, workers: int, folder: Path
 ):
     settings = [*SETTINGS, f"cluster.num_workers={workers}"]
-    calm, hurt = (Job(tmp_path / name, below(place, name), settings) for name in ("calm", "hurt"))
+    calm, hurt = (Job(folder / name, below(place, name), settings) for name in ("calm", "hurt"))
     try:
         calm.launch()
         expected = finish(calm)
