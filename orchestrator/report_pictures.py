@@ -79,15 +79,23 @@ def last_grid(run: Run, budget: int) -> Picture | None:
     return picture(run, key, f"samples of {run.name} at step {steps[-1]:,}", f"step {steps[-1]:,}", budget)
 
 
-def picture(run: Run, key: str, alt: str, caption: str, budget: int) -> Picture | None:
-    """A stored picture as it is, or as a smaller WebP; None if it cannot be read."""
+def read_picture(run: Run, key: str) -> tuple[bytes, Image.Image] | None:
+    """The file and what it shows; None if it cannot be read as a picture."""
     try:
         data = run.read_bytes(key)
         image = Image.open(io.BytesIO(data))
         image.load()
     except (StorageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    kind = "png"
+    return data, image
+
+
+def picture(run: Run, key: str, alt: str, caption: str, budget: int) -> Picture | None:
+    """A stored picture as it is, or as a smaller WebP; None if it cannot be read."""
+    stored = read_picture(run, key)
+    if stored is None:
+        return None
+    (data, image), kind = stored, "png"
     if len(data) > budget:
         kind, (data, image) = "webp", fitted(image.convert("RGB"), budget)
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -4,21 +4,18 @@ Training writes none: whatever they would hold is stored already, and this makes
 """
 
 import bisect
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ebm_core.errors import ConfigError
 from orchestrator.objects import os_reason
 from orchestrator.report_data import RunData, gather
-from orchestrator.report_pictures import grid_steps
+from orchestrator.report_pictures import grid_steps, read_picture
 from orchestrator.runs import ema_grid_key, headline
-from orchestrator.storage import Run, StorageError
+from orchestrator.storage import Run
 from orchestrator.telemetry import METRIC_NAMES
 
 EVENTS = "events.out.tfevents.0000000000.confab"
@@ -117,12 +114,10 @@ def _picture(run: Run, tag: str, key: str) -> Any:
     """The stored PNG as it is, in a protobuf `Summary`; None if it cannot be read as one."""
     from tensorboardX.proto import summary_pb2
 
-    try:
-        data = run.read_bytes(key)
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (StorageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    stored = read_picture(run, key)
+    if stored is None:
         return None
+    data, image = stored
     channels = len(image.getbands())
     made: Any = vars(summary_pb2)["Summary"]
     shown = made.Image(height=image.height, width=image.width, colorspace=channels, encoded_image_string=data)
