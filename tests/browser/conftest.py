@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +75,24 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def page(pages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The browser, with a profile of its own."""
+@contextmanager
+def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
+    """The browser, with a profile in this new folder."""
     found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     assert all(found.values()), f"tests/browser/run.sh installs what is missing: {found}"
     options = Options()
     options.binary_location = str(found["chromium"])
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(found["chromedriver"]))
     try:
-        yield Page(driver, pages)
+        yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture(scope="session")
+def page(pages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield Page(driver, pages)

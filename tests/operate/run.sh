@@ -51,6 +51,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
 
+tests/install.sh "chromium chromedriver" chromium chromium-driver
 deploy/local/cluster.sh start "$DIR"
 echo "a local cluster in $DIR after $SECONDS s"
 (

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator import runs
 from orchestrator.storage import RunStore
+from tests.browser.conftest import chromium
 from tests.cluster.test_train_job import TINY
 
 pytestmark = [
@@ -96,6 +97,24 @@ def test_a_stopped_run_resumes_as_a_job_and_its_end_is_the_exit_status_of_follow
     assert max(run.checkpoints()) == step + 4
     first, second = (launch["job"] for launch in runs.launches(run))
     assert first == job != second
+
+
+def test_a_browser_shows_the_page_of_the_run_and_its_job_on_the_dashboard(job: str, tmp_path: Path):
+    run = RunStore(STORAGE).run("endless")
+    (tmp_path / "page.html").write_bytes(run.read_bytes("report/index.html"))
+    with chromium(tmp_path / "profile") as browser:
+        browser.get(f"file://{tmp_path}/page.html")
+        assert "endless" in browser.title
+        assert f"{max(run.checkpoints()):,}" in browser.find_element("tag name", "body").text
+        loaded = browser.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth > 0)")
+        assert loaded
+        assert all(loaded)
+
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+        browser.get(address())
+        browser.add_cookie({"name": "ray-authentication-token", "value": token})
+        browser.get(f"{address()}/#/jobs")
+        wait_for(lambda: job in browser.find_element("tag name", "body").text, 60)
 
 
 def test_a_job_that_fails_says_why_and_hands_its_status_on(job: str):
