@@ -1,5 +1,6 @@
 """What all tests share: the floor below which the suite must not shrink."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 FLOOR = Path(__file__).with_name("floor.txt")
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # else the other half of the suite starves what a Ray of this one runs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

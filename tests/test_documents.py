@@ -41,6 +41,7 @@ def run(script: str, folder: Path) -> str:
         "PYTHONPATH": str(ROOT),
         "HOME": str(folder),
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
     }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
