@@ -111,10 +111,12 @@ def test_a_browser_shows_the_page_of_the_run_and_its_job_on_the_dashboard(job: s
         assert all(loaded)
 
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
-        browser.get(address())
-        browser.add_cookie({"name": "ray-authentication-token", "value": token})
         browser.get(f"{address()}/#/jobs")
-        wait_for(lambda: job in browser.find_element("tag name", "body").text, 60)
+        (field,) = wait_for(lambda: browser.find_elements("css selector", "[role=dialog] input"), 60)
+        assert job not in browser.page_source
+        field.send_keys(token)
+        browser.find_element("xpath", "//*[@role='dialog']//button[normalize-space()='Submit']").click()
+        wait_for(lambda: job in browser.page_source, 60)
 
 
 def test_a_job_that_fails_says_why_and_hands_its_status_on(job: str):
