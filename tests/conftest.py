@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 FLOOR = Path(__file__).with_name("floor.txt")
-os.environ.setdefault(
-    "RAY_worker_niceness", "0"
-)  # else the other half of the suite starves what a Ray of this one runs
+# Else the other half of the suite starves what a Ray of this one runs.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

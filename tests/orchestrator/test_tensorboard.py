@@ -33,7 +33,8 @@ def test_every_logged_value_is_there_at_its_step_and_time(tmp_path: Path):
         found = reader.Scalars(name)
         assert [event.step for event in found] == [row["step"] for row in rows]
         assert [event.value for event in found] == pytest.approx([row[name] for row in rows], rel=1e-6)
-        assert [event.wall_time for event in found] == pytest.approx([START + row["step"] / 5 for row in rows])
+        times = [event.wall_time - START for event in found]
+        assert times == pytest.approx([row["step"] / 5 for row in rows], abs=1e-3)
 
 
 def test_scores_grids_and_settings_are_there_too(tmp_path: Path):
@@ -49,6 +50,15 @@ def test_scores_grids_and_settings_are_there_too(tmp_path: Path):
         assert [event.step for event in reader.Images(tag)] == [100, 200]
     (text,) = reader.Tensors("settings/text_summary")
     assert b"sampler.step_size = 3.0  (preset: 2.0)" in text.tensor_proto.string_val[0]
+
+
+def test_what_has_no_row_has_the_time_of_the_next_or_the_last_one(tmp_path: Path):
+    run = store_run(tmp_path / "runs")
+    for step in (95, 300):
+        run.write_json(f"evaluations/step-{step:09d}/fid_small.json", {"value": 1.0})
+    write_events([run], tmp_path / "events")
+    found = read(tmp_path / "events" / run.name).Scalars("score/fid_small")
+    assert {event.step: round(event.wall_time - START) for event in found} == {95: 20, 100: 20, 200: 40, 300: 40}
 
 
 def test_a_damaged_grid_leaves_a_gap(tmp_path: Path):
