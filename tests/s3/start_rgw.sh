@@ -57,7 +57,8 @@ osd objectstore = memstore
 memstore device bytes = 4294967296
 
 [client]
-rgw frontends = beast endpoint=$HOST:$PORT
+# without tcp_nodelay a short answer waits 40 ms for the acknowledgement of its first half
+rgw frontends = beast endpoint=$HOST:$PORT tcp_nodelay=1
 rgw thread pool size = 32
 rgw data = $DIR/rgw
 rgw dynamic resharding = false
