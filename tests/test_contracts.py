@@ -22,9 +22,19 @@ GOLDEN = Path(__file__).parent / "golden"
     ],
 )
 def test_importing_a_package_loads_nothing_from_outside_its_room(package, forbidden):
-    code = f"import sys, {package}; print([m for m in {forbidden!r} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert loaded_by(package, forbidden) == []
+
+
+@pytest.mark.parametrize("module", ["orchestrator.train_job", "orchestrator.worker_loop", "workers.actor"])
+def test_a_process_of_a_job_starts_without_what_only_some_scores_need(module: str):
+    # A job starts five processes or more, and these libraries cost each of them over a second of a core.
+    assert loaded_by(module, ["sklearn", "scipy", "matplotlib", "torchvision", "boto3"]) == []
+
+
+def loaded_by(module: str, candidates: list[str]) -> list[str]:
+    """Those of the candidates that a new process has loaded once it has imported the module."""
+    code = f"import json, sys, {module}; print(json.dumps([m for m in {candidates!r} if m in sys.modules]))"
+    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def test_the_public_names_are_the_recorded_ones():

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ebm_core.errors import ConfigError, DataError
@@ -134,6 +133,8 @@ def _against(inside: Columns, other: Columns, published: float | None) -> dict[s
 def histograms_png(found: Mapping[str, Columns], title: str, auroc: Mapping[str, float]) -> bytes:
     """Energy histograms of all sets over one range as a PNG, the held-out images outlined behind every other set, with
     its AUROC: one number hides where the sets lie."""
+    from matplotlib.figure import Figure  # only here: every actor of a job loads this module
+
     figure = Figure(figsize=(8, 1.4 + 0.9 * len(found)), dpi=100, layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(found), 1, sharex=True))
     edges = _edges([columns["energy"] for columns in found.values()])

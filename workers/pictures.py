@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -80,6 +78,9 @@ def curves_png(
     """
     if not series:
         raise DataError(f"no curves for {title!r}: give at least one series")
+    from matplotlib.figure import Figure  # only here: every process of a job loads this module
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for name, (x, y) in series.items():

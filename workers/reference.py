@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ebm_core.data.dataset import Dataset
@@ -20,6 +19,9 @@ from workers import scores
 from workers.deep_features import Extractor, open_extractor, remembered_features
 from workers.stats import FeatureStats, frechet_distance
 from workers.weights import Weights
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 NUM_REAL = 10_000
 """Real images of a split that scores compare with; a larger split is thinned evenly."""
@@ -105,8 +107,10 @@ class Reference:
         return scores.nearest_distance(self.heldout.images.numpy(), self.train.images.numpy())[0]
 
     @cached_property
-    def classifier(self) -> LogisticRegression:
+    def classifier(self) -> "LogisticRegression":
         """Logistic regression on the pixels of the real training images."""
+        from sklearn.linear_model import LogisticRegression  # only here: every process of a job loads this module
+
         labels, values = self.train.labels, self.train.images[0].numel()
         if labels is None:
             raise DataError(f"metric classifier: {self._train.name} has no labels; leave it out of the metrics")

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ebm_core.errors import DataError
 
@@ -28,6 +27,8 @@ def auroc(positive: Float[np.ndarray, "n"], negative: Float[np.ndarray, "m"]) ->
 
     On raw float64 scores: nothing is squashed or binned. Raises DataError for empty sets or values that are not finite.
     """
+    from sklearn.metrics import roc_auc_score  # only here: every process of a job loads this module
+
     positive = _values(positive, "scores of positives", least=1)
     negative = _values(negative, "scores of negatives", least=1)
     truth = np.repeat([1, 0], [len(positive), len(negative)])
@@ -53,6 +54,8 @@ def detection(inside: Float[np.ndarray, "n"], outside: Float[np.ndarray, "m"]) -
     positive class and the score negated. AUPR is the average precision; its chance level is the positives' share.
     Raises DataError for empty sets or values that are not finite.
     """
+    from sklearn.metrics import average_precision_score
+
     area = auroc(inside, outside)
     scores, truth = np.concatenate([inside, outside]), np.repeat([1, 0], [len(inside), len(outside)])
     return {
