@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.orchestrator.stored_runs import store_sweep
-from tests.orchestrator.test_compose import store_run
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 600
@@ -29,7 +28,7 @@ def blocks(document: str) -> list[str]:
 
 def lines(document: str) -> list[str]:
     """The commands of a document's blocks, without the remarks behind them."""
-    found = [re.sub(r"\s+#.*", "", line).strip() for block in blocks(document) for line in block.splitlines()]
+    found = [re.sub(r"(^|\s+)#.*", "", line).strip() for block in blocks(document) for line in block.splitlines()]
     return [line for line in found if line]
 
 
@@ -107,8 +106,13 @@ README_LINES = {
         "--num-images 200 --ood-images 50 --chains 4 --chain-steps 20 --descent-steps 20",
         MINUTES,
     ),
-    "ebm compose shapes:cube sides:left=1 --op and": Instead(
-        "ebm compose shapes:cube sides:left=1 --op and --num-images 16", "the runs are made by `readme`, untrained"
+    "ebm train digits name=classes data.condition=label train.num_steps=300": Instead(
+        "ebm train digits name=classes data.condition=label train.num_steps=300 train.num_steps=2 evaluation.every=0 "
+        "evaluation.metrics=",
+        MINUTES,
+    ),
+    "ebm compose classes:3 classes:8 --op or": Instead(
+        "ebm compose classes:3 classes:8 --op or --num-images 16 --steps 20", MINUTES
     ),
     "ebm sweep table2 --smoke": Instead("ebm sweep table2 --smoke --dry-run", MINUTES),
     "ebm sweep digits sampler.step_size='loguniform(0.5,10)' --metric fid_small --trials 8 --scheduler asha": Instead(
@@ -123,10 +127,8 @@ README_LINES = {
 
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the two runs and the sweep that README speaks of and that take too long to make here."""
+    """A folder with the sweep that README speaks of and that takes too long to make here."""
     folder = tmp_path_factory.mktemp("readme")
-    store_run(folder / "runs", "shapes", "data.condition=label")
-    store_run(folder / "runs", "sides", "data.condition=attributes", "data.attributes=left")
     store_sweep(folder / "runs", "table2-digits")
     return folder
 
