@@ -256,5 +256,7 @@ def _one_line(address: str) -> Iterator[None]:
         raise ClusterError(
             f"{address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token file"
         ) from None
-    except (ConnectionError, RuntimeError, ValueError, aiohttp.ClientError, requests.RequestException) as why:
+    except (ConnectionError, requests.ConnectionError, requests.Timeout, aiohttp.ClientConnectionError):
+        raise ClusterError(f"no answer from {address}: check the address, and that the cluster's head runs") from None
+    except (RuntimeError, ValueError, aiohttp.ClientError, requests.RequestException) as why:
         raise ClusterError(f"the cluster at {address}: {first_line(why)}") from None

@@ -91,6 +91,14 @@ def test_another_ray_on_the_cluster_is_one_line_that_names_both_and_the_remedy(
     assert f"the cluster runs Ray 2.9.3, this machine {ray.__version__}: install ray==2.9.3 here" in error
 
 
+def test_a_cluster_that_goes_away_is_one_short_line():
+    with dashboard(version(ray.__version__)) as address:
+        jobs = Jobs(address)
+    with pytest.raises(ClusterError) as caught:
+        jobs.list()
+    assert str(caught.value) == f"no answer from {address}: check the address, and that the cluster's head runs"
+
+
 @pytest.mark.parametrize(("theirs", "notes"), [("2.60.0", 0), ("2.60.7", 1)])
 def test_a_patch_level_apart_is_a_remark_and_the_same_ray_is_none(theirs: str, notes: int):
     said: list[str] = []
@@ -114,7 +122,7 @@ def test_a_cluster_with_a_token_says_which_variables_to_set(
         (["jobs"], "--address http://HOST:8265"),
         (["jobs", "--address", "head:6379"], "--address head:6379: name the cluster's dashboard"),
         (["jobs", "--address", "http://me:word@head:8265"], "has a password in it"),
-        (["stop", "run", "--address", "http://127.0.0.1:1"], "Failed to connect to Ray at address"),
+        (["stop", "run", "--address", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1: check the address"),
         (["submit", "train", "digits", "storage=./runs", "--address", "http://x:1"], "'./runs': nodes of the cluster"),
         (["submit", "train", "digits", "storage=/r", "data.root=data"], "data.root = 'data'"),
         (["submit", "train", "digits", "storage=/r", "sampler.num_stesp=3"], "did you mean sampler.num_steps?"),
