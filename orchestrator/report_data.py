@@ -10,7 +10,7 @@ from ebm_core.presets import PRESETS
 from orchestrator import runs
 from orchestrator.config import differences, flatten, job_preset
 from orchestrator.storage import Run, StorageError
-from orchestrator.telemetry import METRIC_NAMES
+from orchestrator.telemetry import METRIC_NAMES, training_seconds
 
 PAPER_SCORES: Mapping[str, Mapping[str, float]] = {"cifar10": {"fid": 35.4, "inception_score": 7.48}}
 """Unconditional CIFAR-10 of Table 1, by data set and metric. (Table 3's figures come with the scores of `ood`.)"""
@@ -123,15 +123,8 @@ def read_rows(run: Run) -> dict[str, list[Any]]:
 
 
 def measure_cost(rows: Mapping[str, Sequence[Any]], flat: Mapping[str, Any], launches: Sequence[Any]) -> Cost:
-    """Seconds of training times workers times their CPUs (GPUs). Steps that were lost and done again count once."""
-    seconds, before, last_time = 0.0, 0, None
-    for step, rate, time in zip(
-        rows.get("step", ()), rows.get("steps_per_s", ()), rows.get("time", ()), strict=False
-    ):  # a column that no row has is absent
-        taken = (step - before) / rate if rate else 0.0
-        if last_time is not None and time is not None:
-            taken = min(taken, max(time - last_time, 0.0))
-        seconds, before, last_time = seconds + taken, step, time
+    """Seconds of training times workers times their CPUs (GPUs)."""
+    seconds = training_seconds(rows)
     workers = _whole(flat.get("cluster.num_workers")) or 1
     if flat.get("cluster.use_gpu") is True:
         share = flat.get("cluster.gpus_per_worker")

@@ -217,7 +217,7 @@ def cost_table(sweep: SweepData) -> Table:
     rows = []
     for trial in sweep.trials:
         if trial.cost:
-            seconds, trained = number(trial.cost.get("seconds")), number(trial.cost.get("train_seconds"))
+            seconds, trained = number(trial.cost.get("seconds")), trial.train_seconds
             held = f"{_text(number(trial.cost.get('cpus')))} / {_text(number(trial.cost.get('gpus')))}"
             times = (duration(s) if s is not None else "-" for s in (seconds, trained))
             rows.append((trial.name, *times, held, str(trial.cost.get("attempts", "-")), f"{trial.hours:.3g}"))

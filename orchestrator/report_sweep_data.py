@@ -14,6 +14,7 @@ from orchestrator.report_data import read_rows
 from orchestrator.storage import Run, StorageError
 from orchestrator.sweep_record import PLAN
 from orchestrator.sweep_table import rank
+from orchestrator.telemetry import training_seconds
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,12 @@ class TrialData:
     def hours(self) -> float:
         """Core-hours, or GPU-hours where it held GPUs."""
         held = number(self.cost.get("gpus")) or number(self.cost.get("cpus")) or 0.0
-        return (number(self.cost.get("seconds")) or 0.0) / 3600 * held
+        return max(number(self.cost.get("seconds")) or 0.0, self.train_seconds or 0.0) / 3600 * held
+
+    @property
+    def train_seconds(self) -> float | None:
+        """What its logged steps took, over all launches; as recorded where the run is gone."""
+        return training_seconds(self.rows) or number(self.cost.get("train_seconds"))
 
     @cached_property
     def rows(self) -> dict[str, list[Any]]:

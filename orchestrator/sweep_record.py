@@ -121,7 +121,7 @@ class TrialResult:
     """Key of the last sample grid, below the run."""
     cost: dict[str, Any] = field(default_factory=dict)
     """started, ended (ISO 8601, UTC), seconds, cpus, gpus, attempts: of the launch that ended it, and of earlier
-    launches as far as the rows of the run tell (train_seconds: time between its first and last logged rows)."""
+    launches as far as the rows of the run tell (train_seconds: what its logged steps took, without pauses)."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def attempt(launch: Launch, watch: "_TrialWatch") -> dict[str, Any]:
         if state == "unstable":
             _score_newest(run, job, watch)
         result = conclude(run, job, plan, planned, state, reason=reason, unstable_at=diverged_at)
-        result = _with_cost(result, run, started, launch)
+        result = with_cost(result, run, started, launch)
         record.create_result(result)
     except EbmError as why:  # lost workers, a full disk, an absent server: the same command goes on from here
         reason = " ".join(str(why).split())
@@ -198,11 +198,11 @@ def _value(metric: str, scores: Mapping[str, float], row: Mapping[str, Any]) -> 
     return value if value is not None and math.isfinite(value) else None
 
 
-def _with_cost(result: TrialResult, run: Run, started: float, launch: Launch) -> TrialResult:
+def with_cost(result: TrialResult, run: Run, started: float, launch: Launch) -> TrialResult:
+    """The result with what its trial took, of which the last launch began at `started` (seconds since 1970)."""
     from dataclasses import replace
 
     now = time.time()
-    times = [t for t in runs.read_metrics(run)["time"].to_pylist() if t is not None]
     try:
         attempts = len(run.read_json(runs.PROVENANCE)["launches"])
     except (EbmError, KeyError, TypeError):
@@ -211,7 +211,7 @@ def _with_cost(result: TrialResult, run: Run, started: float, launch: Launch) ->
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "ended": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
         "seconds": round(now - started, 3),
-        "train_seconds": round(max(times) - min(times), 3) if times else 0.0,
+        "train_seconds": round(telemetry.training_seconds(runs.read_metrics(run).to_pydict()), 3),
         "cpus": launch.cpus,
         "gpus": launch.gpus,
         "attempts": attempts,

@@ -7,8 +7,8 @@ the same rows again, bit for bit.
 import io
 import math
 import time
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,6 +136,22 @@ def read_parts(parts: Iterable[bytes]) -> pa.Table:
     tables = [pq.read_table(io.BytesIO(part), schema=SCHEMA) for part in parts]
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     return table.sort_by("step")
+
+
+def training_seconds(rows: Mapping[str, Sequence[Any]]) -> float:
+    """Time that the logged steps took, without the pauses between launches. Steps done again after a loss count once.
+
+    rows: logged columns, by step; a column that no row has may be absent.
+    """
+    seconds, before, last_time = 0.0, 0, None
+    for step, rate, time_s in zip(
+        rows.get("step", ()), rows.get("steps_per_s", ()), rows.get("time", ()), strict=False
+    ):
+        taken = (step - before) / rate if rate else 0.0
+        if last_time is not None and time_s is not None:
+            taken = min(taken, max(time_s - last_time, 0.0))
+        seconds, before, last_time = seconds + taken, step, time_s
+    return seconds
 
 
 def line(row: Row, num_steps: int) -> str:

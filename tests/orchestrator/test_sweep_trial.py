@@ -1,5 +1,6 @@
 """What a stored run amounts to as the result of a trial: a function of the run alone."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from orchestrator.storage import Run, RunStore
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_record import SweepPlan
 from orchestrator.sweep_search import trial_of_row
-from orchestrator.sweep_trial import conclude, score_history
+from orchestrator.sweep_trial import Launch, conclude, score_history, with_cost
 
 SETTINGS = ("train.num_steps=30", "checkpoint.every=10", "evaluation.every=10", "evaluation.metrics=fid_small")
 
@@ -48,6 +49,17 @@ def test_a_finished_trial_has_its_last_score_and_its_best(made: tuple[Run, JobCo
     }
     assert result.metrics == {"energy_gap": -0.3, "running_gap": -0.1}  # no wall clock
     assert result.grid == "samples/step-000000030-ema.png"
+
+
+def test_the_cost_of_a_trial_leaves_out_the_night_between_two_launches(made: tuple[Run, JobConfig, SweepPlan]):
+    run, job, plan = made
+    night: list[telemetry.Row] = [{"step": 40, "steps_per_s": 2.0, "time": 40_000.0}]
+    run.write_bytes(f"metrics/{telemetry.part_name(night)}", telemetry.part_bytes(night))
+    result = conclude(run, job, plan, trial_of_row(plan, 0), "finished")
+    launch = Launch({}, "sweep", {}, cpus=2.0, gpus=0.0, mailbox=None, environment={})
+    cost = with_cost(result, run, time.time() - 60, launch).cost
+    assert cost["train_seconds"] == 3 * 2.0 + 5.0  # ten steps each, at 5 and at 2 a second
+    assert cost["seconds"] == pytest.approx(60, abs=5)
 
 
 def test_a_logged_column_can_be_the_metric(made: tuple[Run, JobConfig, SweepPlan]):
