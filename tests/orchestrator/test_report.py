@@ -249,6 +249,15 @@ def test_the_table_of_a_sweep_has_mean_spread_stability_and_the_paper(tmp_path: 
     assert strong[1:-2] == ("30", "29", "1 of 1", "1 finished, 1 crashed", "-", "-")
 
 
+def test_a_trials_hours_are_its_last_launch_or_if_longer_the_training_of_all_launches(tmp_path: Path):
+    trial = next(trial for trial in gather_sweep(store_sweep(tmp_path)).trials if trial.state == "finished")
+    assert trial.train_seconds == pytest.approx(20.0)  # 100 steps, 5 a second
+    assert trial.hours == pytest.approx(2 * 1.0)  # two CPUs for the hour that it says
+    ended = {**(trial.result or {}), "cost": {**trial.cost, "seconds": 3.0, "train_seconds": 30.0}}
+    assert replace(trial, result=ended).hours == pytest.approx(2 * 20 / 3600)
+    assert replace(trial, result=ended, run=None).hours == pytest.approx(2 * 30 / 3600)  # as recorded
+
+
 def test_the_best_trial_of_a_sweep_is_a_stable_one(tmp_path: Path):
     text = text_of(report.sweep_page(store_sweep(tmp_path)))
     assert re.search(r"Best fid_small 22 opt-s0", text)  # plain-s0 has 14, and diverged
