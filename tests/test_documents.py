@@ -122,14 +122,14 @@ README_LINES = {
     ),
     "ebm doctor": Instead("ebm doctor || [ $? = 1 ]", "status 1 says that this machine lacks something"),
 }
-"""Lines of README that are not run as written. `ebm report table2-digits` reads a sweep that `readme` stores."""
+"""Lines of README that are not run as written. `ebm report table2-digits-smoke` reads a sweep that `readme` stores."""
 
 
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sweep that README speaks of and that takes too long to make here."""
     folder = tmp_path_factory.mktemp("readme")
-    store_sweep(folder / "runs", "table2-digits")
+    store_sweep(folder / "runs", "table2-digits-smoke")
     return folder
 
 
