@@ -59,7 +59,7 @@ up: $(VENV)/installed
 	BIN=$(abspath $(BIN)) deploy/local/cluster.sh start $(DIR)
 	. $(DIR)/env && PATH=$(abspath $(BIN)):$$PATH ebm submit train digits name=first storage=s3://runs/here
 	@echo "the rest of it, once you have typed:  . $(DIR)/env"
-	@echo "  ebm jobs;  ebm logs first -f;  ebm stop first;  Prometheus is at \$$PROMETHEUS_URL"
+	@echo "  ebm jobs;  ebm logs first -f;  ebm stop first;  Prometheus is at \$$PROMETHEUS_URL, Grafana (if any) at \$$GRAFANA_URL"
 
 down:
 	BIN=$(abspath $(BIN)) deploy/local/cluster.sh stop $(DIR)

@@ -16,7 +16,7 @@ from botocore.loaders import Loader
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-CODES = {403: "AccessDenied", 411: "MissingContentLength", 503: "ServiceUnavailable"}
+CODES = {403: "AccessDenied", 411: "MissingContentLength", 500: "InternalError", 503: "ServiceUnavailable"}
 LATE_S, TRICKLE_S = 2.0, 2.0
 HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "expect"}
 

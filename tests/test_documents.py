@@ -115,9 +115,10 @@ README_LINES = {
         "ebm compose classes:3 classes:8 --op or --num-images 16 --steps 20", MINUTES
     ),
     "ebm sweep table2 --smoke": Instead("ebm sweep table2 --smoke --dry-run", MINUTES),
-    "ebm sweep digits sampler.step_size='loguniform(0.5,10)' --metric fid_small --trials 8 --scheduler asha": Instead(
-        "ebm sweep digits sampler.step_size='loguniform(0.5,10)' --metric fid_small --trials 8 --scheduler asha "
-        "--dry-run",
+    "ebm sweep digits sampler.step_size='loguniform(0.5,10)' train.num_steps=450 evaluation.every=50 "
+    "--trials 8 --scheduler asha": Instead(
+        "ebm sweep digits sampler.step_size='loguniform(0.5,10)' train.num_steps=450 evaluation.every=50 "
+        "--trials 8 --scheduler asha --dry-run",
         MINUTES,
     ),
     "ebm doctor": Instead("ebm doctor || [ $? = 1 ]", "status 1 says that this machine lacks something"),

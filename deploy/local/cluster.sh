@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A whole cluster on loopback, to try things and to test them: a Ray head with a token, an S3 server, Prometheus.
+# A whole cluster on loopback, to try things and to test them: a Ray head with a token, an S3 server, Prometheus, and
+# Grafana where it is installed or apt knows it (Grafana's own repository; Debian has none).
 #
 #   cluster.sh start DIR     returns when all answer, with DIR/env to source; DIR must be new, absolute and short
 #   cluster.sh stop DIR      ends what runs from DIR, and nothing else; keeps DIR for its logs
 #
-# Ports: DASHBOARD_PORT (8265), PROMETHEUS_PORT (9090), S3_PORT (7480); the others are free ones. BIN: the folder of
-# ebm, ray and python (default: .venv/bin of this checkout).
+# Ports: DASHBOARD_PORT (8265), PROMETHEUS_PORT (9090), S3_PORT (7480), GRAFANA_PORT (3000); the others are free ones.
+# BIN: the folder of ebm, ray and python (default: .venv/bin of this checkout). GRAFANA_HOME: /usr/share/grafana.
 # Needs the Debian packages prometheus, radosgw, ceph-mon, ceph-osd and ceph-common; missing ones are installed.
 set -euo pipefail
 
@@ -37,7 +38,7 @@ as_root() {
 install() {
   command -v apt-get >/dev/null || fail "install prometheus and Ceph's radosgw, ceph-mon, ceph-osd, ceph-common"
   as_root apt-get update -qq
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" >/dev/null
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 free_ports() {
@@ -97,6 +98,36 @@ start_prometheus() {
     fail "Prometheus does not answer; see $DIR/log/prometheus.log"
 }
 
+# The whole of Grafana in DIR: its user is admin, its password in DIR/grafana/password.
+start_grafana() {
+  local folder=$DIR/grafana
+  mkdir -m 700 -p "$folder"/provisioning/{dashboards,datasources} "$folder/dashboards"
+  (umask 077 && python -c 'import secrets; print(secrets.token_hex(16), end="")' >"$folder/password")
+  cp "$ROOT/deploy/grafana/datasource.yml" "$folder/provisioning/datasources/"
+  cp "$ROOT/deploy/grafana/ebm.json" "$folder/dashboards/"
+  sed "s|path: .*|path: $folder/dashboards|" "$ROOT/deploy/grafana/dashboards.yml" >"$folder/provisioning/dashboards/ebm.yml"
+  cat >"$folder/grafana.ini" <<INI
+[paths]
+data = $folder/data
+logs = $folder/log
+plugins = $folder/plugins
+provisioning = $folder/provisioning
+[server]
+http_addr = 127.0.0.1
+http_port = $GRAFANA_PORT
+[security]
+admin_password = \$__file{$folder/password}
+[analytics]
+reporting_enabled = false
+check_for_updates = false
+check_for_plugin_updates = false
+INI
+  run grafana grafana server --homepath="${GRAFANA_HOME:-/usr/share/grafana}" --config="$folder/grafana.ini"
+  wait_for 120 bash -c "exec 3<>/dev/tcp/127.0.0.1/$GRAFANA_PORT" ||
+    fail "Grafana does not answer; see $DIR/log/grafana.log"
+  echo "export GRAFANA_URL=http://127.0.0.1:$GRAFANA_PORT" >>"$DIR/env"
+}
+
 write_environment() {
   cat >"$DIR/env" <<ENV
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/token
@@ -113,8 +144,9 @@ start() {
   [[ $DIR = /* && ${#DIR} -le 40 ]] || fail "$DIR: give an absolute path of at most 40 characters (Ray's sockets)"
   [ ! -e "$DIR" ] || fail "$DIR exists; stop what runs from it, and remove it"
   for command in prometheus radosgw radosgw-admin ceph ceph-mon ceph-osd; do
-    command -v "$command" >/dev/null || { install; break; }
+    command -v "$command" >/dev/null || { install "${PACKAGES[@]}"; break; }
   done
+  if ! command -v grafana >/dev/null && apt-cache show grafana >/dev/null 2>&1; then install grafana; fi
   mkdir -m 700 -p "$DIR"/{run,log}
   trap 'status=$?; if ((status)); then stop; fi' EXIT
   (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$DIR/token")
@@ -127,13 +159,14 @@ start() {
   start_s3
   start_ray
   start_prometheus
+  if command -v grafana >/dev/null; then start_grafana; fi
 }
 
-# Ray's own processes and Prometheus, by the folder in an option of theirs. Workers and jobs end with their raylet.
+# Ray's own processes, Prometheus and Grafana, by the folder in an option of theirs. Workers and jobs end with their raylet.
 ours() {
   local folder
   for folder in /proc/[0-9]*; do
-    if { tr "\0" "\n" <"$folder/cmdline"; } 2>/dev/null | grep -qE "^--[a-z_.-]+=$DIR/(r|prometheus\.yml)(/|\$)"; then
+    if { tr "\0" "\n" <"$folder/cmdline"; } 2>/dev/null | grep -qE "^--[a-z_.-]+=$DIR/(r|prometheus\.yml|grafana)(/|\$)"; then
       echo "${folder#/proc/}"
     fi
   done
@@ -157,6 +190,7 @@ stop() {
 [ $# = 2 ] || fail "usage: cluster.sh start DIR | stop DIR"
 DIR=$2
 DASHBOARD_PORT=${DASHBOARD_PORT:-8265} PROMETHEUS_PORT=${PROMETHEUS_PORT:-9090} S3_PORT=${S3_PORT:-7480}
+GRAFANA_PORT=${GRAFANA_PORT:-3000}
 case $1 in
 start) start ;;
 stop) stop ;;

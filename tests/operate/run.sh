@@ -20,11 +20,11 @@ if [ "$WHAT" = prometheus ]; then
 fi
 [ "$WHAT" = cluster ] || { echo "run.sh: say prometheus or cluster" >&2; exit 2; }
 
-read -r DASHBOARD_PORT PROMETHEUS_PORT S3_PORT < <("$BIN/python" -c '
+read -r DASHBOARD_PORT PROMETHEUS_PORT S3_PORT GRAFANA_PORT < <("$BIN/python" -c '
 import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
 print(*(s.getsockname()[1] for s in sockets))')
-export DASHBOARD_PORT PROMETHEUS_PORT S3_PORT
+export DASHBOARD_PORT PROMETHEUS_PORT S3_PORT GRAFANA_PORT
 DIR=$(mktemp -u /tmp/ebm-XXXXXX)
 left() {
   grep -lsaF "$DIR/token" /proc/[0-9]*/environ

@@ -1,5 +1,6 @@
 """A run's life on a real cluster with token, S3 and Prometheus: submitted, watched, stopped, resumed, remembered."""
 
+import base64
 import json
 import os
 import subprocess
@@ -75,6 +76,26 @@ def test_prometheus_finds_the_run_by_itself_and_its_steps_grow(job: str):
     assert float(query('ebm_device_memory_bytes{run="endless"}')[0]["value"][1]) > 10e6
     assert query("ray_resources")  # the nodes' own metrics come by the same configuration
     assert all(float(up["value"][1]) == 1 for up in query('up{job="ebm"}'))
+
+
+@pytest.mark.skipif(
+    not os.environ.get("GRAFANA_URL"), reason="Grafana does not install here: neither on PATH nor known to apt"
+)
+def test_grafana_has_our_dashboard_and_reaches_prometheus(job: str):
+    password = Path(cluster(), "grafana", "password").read_text()
+    login = base64.b64encode(f"admin:{password}".encode()).decode()
+
+    def ask(path: str) -> Any:
+        request = urllib.request.Request(
+            f"{os.environ['GRAFANA_URL']}{path}", headers={"Authorization": f"Basic {login}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    assert wait_for(lambda: ask("/api/search?query=energy"), 60)[0]["uid"] == "ebm"
+    (source,) = ask("/api/datasources")
+    assert source["url"] == os.environ["PROMETHEUS_URL"]
+    assert ask(f"/api/datasources/uid/{source['uid']}/health")["status"] == "OK"
 
 
 def test_stop_stores_a_checkpoint_within_a_minute_and_takes_the_values_away(job: str):

@@ -59,6 +59,7 @@ UPLOADS = ["model.safetensors", "COMMITTED"]
     [
         (403, "access denied (AccessDenied); check the credentials"),
         (411, "HTTP 411 MissingContentLength"),
+        (500, "HTTP 500 InternalError); try again later"),
         (503, "HTTP 503 ServiceUnavailable); try again later"),
         ("drop", "connection broke off"),
         ("accept", "the server accepted it but does not have it"),
@@ -88,7 +89,7 @@ def test_a_lasting_fault_of_any_upload_is_an_error_and_no_checkpoint(
 
 
 @pytest.mark.parametrize("key", UPLOADS)
-@pytest.mark.parametrize("kind", [503, "drop", "lose", "stall", "late", "twice"])
+@pytest.mark.parametrize("kind", [500, 503, "drop", "lose", "stall", "late", "twice"])
 def test_a_passing_fault_is_retried_and_the_checkpoint_is_sound(
     proxy: FaultProxy, run: Run, kind: int | str, key: str, tmp_path: Path
 ):
@@ -117,7 +118,7 @@ def test_a_commit_whose_answer_never_came_can_be_repeated(proxy: FaultProxy, run
     assert run.checkpoints() == [1]
 
 
-@pytest.mark.parametrize("kind", [503, "drop", "cut", "stall", "late", "trickle"])
+@pytest.mark.parametrize("kind", [500, 503, "drop", "cut", "stall", "late", "trickle"])
 def test_a_download_that_fails_at_first_is_completed(proxy: FaultProxy, run: Run, kind: int | str, tmp_path: Path):
     write_checkpoint(run, 1)
     fault = proxy.inject(kind, "GET", "/attempt-", times=2)
@@ -185,7 +186,9 @@ def test_verification_happens_once_per_checkpoint(proxy: FaultProxy, run: Run):
     assert "step-000000004" in read[0]
 
 
-@pytest.mark.parametrize(("status", "words"), [(403, "access denied"), (411, "HTTP 411"), (503, "HTTP 503")])
+@pytest.mark.parametrize(
+    ("status", "words"), [(403, "access denied"), (411, "HTTP 411"), (500, "HTTP 500"), (503, "HTTP 503")]
+)
 def test_every_operation_explains_a_refusal(proxy: FaultProxy, store: S3Store, status: int, words: str, tmp_path: Path):
     calls = {
         "write": lambda: store.put("key", b"x"),

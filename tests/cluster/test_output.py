@@ -1,0 +1,37 @@
+"""What a command writes to its output is its own: Ray's warnings about the cluster do not come between."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
+
+CHILD = """
+import threading
+from ray._private import worker
+from ray._private.utils import push_error_to_driver
+from orchestrator.cluster import start_ray
+
+start_ray()
+show, came = worker.print_worker_logs, threading.Event()
+
+def watched(*args):
+    show(*args)
+    came.set()
+
+worker.print_worker_logs = watched
+push_error_to_driver(worker.global_worker, "a_warning", "a warning by Ray")
+print("heard" if came.wait(60) else "nothing came")
+"""
+
+
+def test_warnings_of_the_cluster_do_not_appear_on_our_output(tmp_path: Path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_USAGE_STATS_ENABLED": "0"}
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, timeout=180, check=True
+    )
+    assert child.stdout == "heard\n"
