@@ -159,7 +159,7 @@ def _init(**kwargs: Any) -> None:
     from ray._private import worker
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    worker._worker_logs_enabled = False  # else the cluster's warnings appear on our stdout, between lines of JSON
+    worker._worker_logs_enabled = False  # else the cluster's warnings appear on our stdout, amid a command's own lines
     try:
         with _interrupts_wait():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **kwargs)

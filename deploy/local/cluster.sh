@@ -101,6 +101,9 @@ start_prometheus() {
 # The whole of Grafana in DIR: its user is admin, its password in DIR/grafana/password.
 start_grafana() {
   local folder=$DIR/grafana
+  if (exec 3<>"/dev/tcp/127.0.0.1/$GRAFANA_PORT") 2>/dev/null; then
+    fail "port $GRAFANA_PORT is taken (by another Grafana?); set GRAFANA_PORT"
+  fi
   mkdir -m 700 -p "$folder"/provisioning/{dashboards,datasources} "$folder/dashboards"
   (umask 077 && python -c 'import secrets; print(secrets.token_hex(16), end="")' >"$folder/password")
   cp "$ROOT/deploy/grafana/datasource.yml" "$folder/provisioning/datasources/"
@@ -146,7 +149,9 @@ start() {
   for command in prometheus radosgw radosgw-admin ceph ceph-mon ceph-osd; do
     command -v "$command" >/dev/null || { install "${PACKAGES[@]}"; break; }
   done
-  if ! command -v grafana >/dev/null && apt-cache show grafana >/dev/null 2>&1; then install grafana; fi
+  if ! command -v grafana >/dev/null && apt-cache show grafana >/dev/null 2>&1; then
+    install grafana || echo "cluster.sh: Grafana does not install; going on without it" >&2
+  fi
   mkdir -m 700 -p "$DIR"/{run,log}
   trap 'status=$?; if ((status)); then stop; fi' EXIT
   (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$DIR/token")
