@@ -34,7 +34,7 @@ from ebm_core.trainer import TrainState, init_state, train_step
 
 ENGINES = {
     "float32": EngineConfig(),
-    "float32 compiled": EngineConfig(compile=True),
+    "float32 compiled": EngineConfig(compile=True, winograd=True),
     "bfloat16 compiled": EngineConfig(compile=True, precision="bfloat16"),
 }
 BATCH = 16

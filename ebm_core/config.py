@@ -336,9 +336,17 @@ class EngineConfig:
     compile: bool = False
     """Compile the network passes (torch.compile): minutes once, then cached on disk. Pays for large models only."""
     channels_last: bool = False
-    """NHWC memory format for passes that are neither compiled nor in bfloat16; those always use it."""
+    """NHWC memory format for passes that are not compiled, not in bfloat16 and not by Winograd; those always use it."""
+    winograd: bool = False
+    """float32 3x3 convolutions by Winograd's F(4x4, 3x3), a quarter of the multiplications; needs AVX-512 and g++."""
 
     def __post_init__(self) -> None:
+        require(
+            not self.winograd or (self.precision == "float32" and self.device != "cuda"),
+            "engine.winograd",
+            self.winograd,
+            f"computes in float32 on a CPU, not with engine.precision={self.precision} and engine.device={self.device}",
+        )
         if self.num_threads is not None:
             require(1 <= self.num_threads <= 1024, "engine.num_threads", self.num_threads, "must lie in 1 to 1024")
 

@@ -6,16 +6,15 @@ through, and `frozen`, the same function with theta constant, on which the 40 st
 
 import copy
 import ctypes
-import os
-import shutil
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from ebm_core import winograd
 from ebm_core.blocks import Conv, Dense
 from ebm_core.config import EngineConfig
 from ebm_core.errors import ConfigError
@@ -53,8 +52,8 @@ def prepare(model: EnergyModel, cfg: EngineConfig) -> EnergyModel:
 
 
 def memory_format(cfg: EngineConfig) -> torch.memory_format:
-    """NHWC where the convolutions are fastest so: always when compiled or in bfloat16."""
-    nhwc = cfg.channels_last or cfg.compile or cfg.precision == "bfloat16"
+    """NHWC where the convolutions are fastest so: always when compiled, in bfloat16 or by Winograd."""
+    nhwc = cfg.channels_last or cfg.compile or cfg.precision == "bfloat16" or cfg.winograd
     return torch.channels_last if nhwc else torch.contiguous_format
 
 
@@ -64,7 +63,8 @@ class Engine:
     def __init__(self, model: EnergyModel, cfg: EngineConfig) -> None:
         self.model = model
         self.cfg = cfg
-        self.twin = frozen_twin(model, torch.bfloat16 if cfg.precision == "bfloat16" else None)
+        use_winograd(model, cfg)
+        self.twin = frozen_twin(model, torch.bfloat16 if cfg.precision == "bfloat16" else None, packed=cfg.winograd)
         self._functions: dict[str, Callable[..., Any]] = {}
         if cfg.compile:
             require_compiler(next(model.parameters()).device)
@@ -148,24 +148,40 @@ class Engine:
 
 def require_compiler(device: torch.device) -> None:
     """ConfigError where torch.compile cannot work: it writes C++ for a CPU."""
-    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+    if device.type == "cpu" and winograd.compiler() is None:
         raise ConfigError(
             "engine.compile = True: there is no C++ compiler here; install g++ or set engine.compile=false"
         )
 
 
-def frozen_twin(model: EnergyModel, dtype: torch.dtype | None) -> EnergyModel:
+def use_winograd(model: EnergyModel, cfg: EngineConfig) -> None:
+    """Mark the convolutions that `winograd.py` shall compute: all that it can, or none. ConfigError where it cannot."""
+    device = next(model.parameters()).device
+    if cfg.winograd and device.type != "cpu":
+        raise ConfigError(f"engine.winograd = True: it is for CPUs and this run is on {device}; set it to false")
+    if cfg.winograd:
+        winograd.load()
+    for layer in model.modules():
+        if isinstance(layer, Conv):
+            layer.winograd = cfg.winograd and winograd.fits(layer)
+
+
+def frozen_twin(model: EnergyModel, dtype: torch.dtype | None, *, packed: bool = False) -> EnergyModel:
     """A copy of `model` without gradients that uses its effective weights as they are: see `copy_effective`.
 
-    dtype: precision in which the convolutions' weights are kept, so that they are converted once per step.
+    dtype: precision in which the convolutions' weights are kept, so that they are converted once per step. packed: keep
+    those that `use_winograd` marked transformed.
     """
     twin = copy.deepcopy(model).requires_grad_(False)
-    for layer in twin.modules():
-        if isinstance(layer, Conv):
-            layer.reweigh = "as is"
-            layer.to(dtype)
-        elif isinstance(layer, Dense):
-            layer.spectral = False
+    for parent in list(twin.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Dense):
+                layer.spectral = False
+            elif isinstance(layer, Conv) and packed and layer.winograd:
+                setattr(parent, name, winograd.PackedConv(layer))
+            elif isinstance(layer, Conv):
+                layer.reweigh, layer.winograd = "as is", False
+                layer.to(dtype)
     return twin
 
 
@@ -173,6 +189,9 @@ def frozen_twin(model: EnergyModel, dtype: torch.dtype | None) -> EnergyModel:
 def copy_effective(twin: EnergyModel, model: EnergyModel) -> None:
     """Put the weights that `model`'s layers use, standardised or divided by their norm, into `twin`."""
     for frozen, layer in zip(twin.modules(), model.modules(), strict=True):
+        if isinstance(frozen, winograd.PackedConv) and isinstance(layer, Conv):
+            frozen.take(layer.effective_weight(), cast(Tensor, layer.bias))
+            continue
         for name, parameter in layer.named_parameters(recurse=False):
             if isinstance(layer, (Conv, Dense)) and name == "weight":
                 parameter = layer.effective_weight()

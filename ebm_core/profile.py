@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ebm_core import losses, trainer
 from ebm_core.config import TrainConfig
 from ebm_core.data import labelled_batches, load
+from ebm_core.engine import frozen_twin
 from ebm_core.trainer import TrainState, init_state, train_step
 
 PARTS = {
@@ -156,7 +157,10 @@ def clocked(state: TrainState, clock: Clock) -> Iterator[None]:
 
 
 def langevin_flops(state: TrainState, cfg: TrainConfig) -> int:
-    """Operations of one Langevin step of this worker's batch: a forward pass and the input gradient."""
+    """Operations of one Langevin step of this worker's batch: a forward pass and the input gradient.
+
+    Those of direct convolutions, whether or not `engine.winograd` saves some.
+    """
     count = sum(state.shards.sizes(cfg.train.batch_size))
     x = torch.zeros((count, *cfg.image_shape), device=state.device, requires_grad=True)
     condition = None
@@ -164,7 +168,7 @@ def langevin_flops(state: TrainState, cfg: TrainConfig) -> int:
         condition = torch.zeros((count, state.model.num_conditions), device=state.device)
     with FlopCounterMode(display=False) as counter:
         at = state.engine.lowered(x).clone()  # the counter's hooks need an inner node
-        torch.autograd.grad(state.engine.twin(at, condition).sum(), x)
+        torch.autograd.grad(frozen_twin(state.model, at.dtype)(at, condition).sum(), x)
     return counter.get_total_flops()
 
 

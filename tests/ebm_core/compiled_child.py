@@ -15,9 +15,11 @@ from ebm_core.trainer import fingerprint, init_state, train_step
 from tests.ebm_core.tiny import batch, tiny_config
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, winograd: bool) -> None:
     model = ModelConfig(kind="plain", widths=(4, 8), norm="layer", attention=False, multiscale=False)
-    cfg = tiny_config(model=model, engine=EngineConfig(compile=True))
+    if winograd:  # computes the three of its down
+        model = ModelConfig(kind="mnist", widths=(32, 32), norm="layer", attention=False, multiscale=False)
+    cfg = tiny_config(model=model, engine=EngineConfig(compile=True, winograd=winograd))
     state, plain = init_state(cfg), init_state(dataclasses.replace(cfg, engine=EngineConfig()))
     found = [results(state, cfg), results(plain, cfg)]
     errors = {name: float((ours - found[1][name]).norm() / found[1][name].norm()) for name, ours in found[0].items()}
@@ -54,4 +56,4 @@ def train(state, cfg, until: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] == ["winograd"])

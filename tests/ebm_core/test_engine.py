@@ -126,9 +126,10 @@ def test_a_bfloat16_run_resumes_to_the_same_bits(tmp_path) -> None:
     assert fingerprint(trained(resumed, cfg, 6)) == fingerprint(whole)
 
 
-def test_compiled_passes_agree_resume_and_never_compile_again(tmp_path) -> None:
+@pytest.mark.parametrize("convolutions", ["direct", "winograd"])
+def test_compiled_passes_agree_resume_and_never_compile_again(convolutions: str, tmp_path) -> None:
     """In a process of its own: what verifies shapes in the tests is not made to be compiled."""
-    child = [sys.executable, "-m", "tests.ebm_core.compiled_child", str(tmp_path)]
+    child = [sys.executable, "-m", "tests.ebm_core.compiled_child", str(tmp_path), convolutions]
     done = subprocess.run(child, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])

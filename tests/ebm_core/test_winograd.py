@@ -1,0 +1,220 @@
+"""Winograd's convolutions against the definition in float64: values, gradients, gradients of gradients."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ebm_core import winograd
+from ebm_core.config import EngineConfig, LossConfig, ModelConfig, SamplerConfig
+from ebm_core.engine import Engine, prepare
+from ebm_core.errors import ConfigError
+from ebm_core.losses import improved_cd_loss
+from ebm_core.models import EnergyModel, build_energy
+from ebm_core.sampler import langevin_step
+
+SHAPES = {  # (batch, c_in, c_out, height, width)
+    "one tile": (1, 32, 32, 4, 4),
+    "tiles that end outside": (3, 32, 64, 7, 9),
+    "a narrow batch of wide maps": (2, 64, 32, 5, 33),
+    "weights outweigh tiles": (2, 256, 128, 4, 4),
+    "tiles outweigh weights": (16, 32, 32, 32, 32),
+    "several rounds of tiles": (9, 96, 64, 28, 28),
+}
+
+
+@pytest.fixture(autouse=True)
+def _loaded() -> None:
+    winograd.load()
+
+
+def tensors(b: int, c_in: int, c_out: int, h: int, w: int) -> tuple[torch.Tensor, ...]:
+    rng = torch.Generator().manual_seed(0)
+    shapes = ((b, c_in, h, w), (c_out, c_in, 3, 3), (c_out,), (b, c_out, h, w))
+    return tuple(torch.randn(shape, generator=rng) for shape in shapes)
+
+
+def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    """Relative L2 error."""
+    return float((ours - exact).norm() / exact.norm())
+
+
+def direct(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def gradients(convolve, *given: torch.Tensor) -> list[torch.Tensor]:
+    """Of <convolve(x, weight, bias), outer>, by x, weight and bias."""
+    *inputs, outer = given
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    return list(torch.autograd.grad(convolve(*inputs), inputs, outer))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
+def test_values_and_gradients_are_those_of_a_convolution(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    given = [t.to(memory_format=layout) if t.ndim == 4 else t for t in tensors(*shape)]
+    exact = [t.double() for t in given]
+    assert error(winograd.convolve(*given[:3]), direct(*exact[:3])) < 3e-6
+    for ours, wanted in zip(gradients(winograd.convolve, *given), gradients(direct, *exact), strict=True):
+        assert ours.shape == wanted.shape
+        assert error(ours, wanted) < 3e-6
+
+
+@pytest.mark.parametrize("at", [(1, 1), (0, 2)], ids=["identity", "shift"])
+def test_a_kernel_of_one_tap_copies_or_shifts_the_image(at: tuple[int, int]) -> None:
+    x = torch.rand(2, 32, 9, 6)
+    weight = torch.zeros(32, 32, 3, 3)
+    weight[range(32), range(32), at[0], at[1]] = 1.0
+    moved = F.pad(x, (1, 1, 1, 1))[:, :, at[0] : at[0] + 9, at[1] : at[1] + 6]
+    assert torch.allclose(winograd.convolve(x, weight, torch.zeros(32)), moved, rtol=0, atol=3e-6)
+
+
+def mixed(convolve, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of <v, dE/dx> for an energy of two layers: what L_opt needs, with x beside theta."""
+    inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    x, weight, bias = inputs
+    energy = convolve(F.silu(convolve(x, weight, bias)), weight, bias).square().sum()
+    (slope,) = torch.autograd.grad(energy, x, create_graph=True)
+    return list(torch.autograd.grad((slope * v).sum(), inputs))
+
+
+@pytest.mark.parametrize("size", [(2, 4), (8, 12)], ids=["weights outweigh", "tiles outweigh"])
+def test_second_derivatives_are_those_of_a_convolution(size: tuple[int, int]) -> None:
+    batch, side = size
+    x, weight, bias, v = tensors(batch, 32, 32, side, side)
+    given = (x, weight / 17, bias, v)
+    exact = mixed(direct, *[t.double() for t in given])
+    for ours, wanted in zip(mixed(winograd.convolve, *given), exact, strict=True):
+        assert error(ours, wanted) < 1e-5
+
+
+def test_nested_function_transforms_see_every_derivative() -> None:
+    """The form that a compiled pass differentiates in: torch.func.grad within torch.func.grad."""
+    x, weight, bias, v = tensors(2, 32, 32, 8, 8)
+
+    def mixed_in_weight(convolve, x, weight, bias, v) -> torch.Tensor:
+        def directional(weight: torch.Tensor) -> torch.Tensor:
+            def total(x: torch.Tensor) -> torch.Tensor:
+                return convolve(F.silu(convolve(x, weight, bias)), weight, bias).square().sum()
+
+            return (torch.func.grad(total)(x) * v).sum()
+
+        return torch.func.grad(directional)(weight)
+
+    given = (x, weight / 17, bias, v)
+    exact = mixed_in_weight(direct, *[t.double() for t in given])
+    assert error(mixed_in_weight(torch.ops.confab.winograd, *given), exact) < 1e-5
+
+
+def test_constant_weights_give_the_same_bits_as_changing_ones_and_follow_the_layer() -> None:
+    x, weight, bias, outer = tensors(4, 32, 64, 12, 12)
+    layer = winograd.PackedConv(torch.nn.Conv2d(32, 64, 3, padding=1))
+    layer.take(weight, bias)
+    x = x.requires_grad_()
+    y = layer(x)
+    assert torch.equal(y, winograd.convolve(x, weight, bias))
+    (slope,) = torch.autograd.grad(y, x, outer)
+    assert torch.equal(slope, gradients(winograd.convolve, x.detach(), weight, bias, outer)[0])
+    tiny = torch.rand(2, 32, 3, 3)  # smaller than a tile: computed directly
+    assert error(layer(tiny), direct(tiny.double(), weight.double(), bias.double())) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 32, 16, 16), (6, 128, 128, 4, 4)], ids=["by tiles", "by planes"])
+def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(shape: tuple[int, ...]) -> None:
+    x, weight, bias, _ = tensors(*shape)
+    whole = winograd.convolve(x, weight, bias)
+    assert torch.equal(whole[3:4], winograd.convolve(x[3:4], weight, bias))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(winograd.convolve(x, weight, bias), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+MODEL = ModelConfig(widths=(32, 32, 64, 64), norm="none")
+
+
+def moved_model() -> EnergyModel:
+    torch.manual_seed(5)
+    model = build_energy(MODEL, (3, 32, 32))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def flat_gradient(term: torch.Tensor, model: EnergyModel) -> torch.Tensor:
+    slopes = torch.autograd.grad(term, list(model.parameters()), retain_graph=True, materialize_grads=True)
+    return torch.cat([s.flatten() for s in slopes])
+
+
+def test_the_engines_energies_slopes_and_loss_gradients_are_the_plain_ones() -> None:
+    fast = EngineConfig(winograd=True)
+    engines = [Engine(prepare(moved_model(), cfg), cfg) for cfg in (fast, EngineConfig())]
+    packed = [m for m in engines[0].twin.modules() if isinstance(m, winograd.PackedConv)]
+    assert len(packed) > 10
+    assert not any(isinstance(m, winograd.PackedConv) for m in engines[1].twin.modules())
+    x_data, start, past = (torch.rand(n, 3, 32, 32) for n in (6, 6, 20))
+    found = []
+    for engine in engines:
+        engine.refresh()
+        x = x_data.clone().requires_grad_()
+        energies = engine.frozen(x)
+        sampler = SamplerConfig(step_size=0.1, noise_std=0.0)
+        end = langevin_step(engine.chain_energies(None, "last")[0], start, sampler, torch.Generator(), keep_graph=True)
+        loss = improved_cd_loss(engine.energy, x_data, end, past, LossConfig(), frozen=engine.frozen)
+        terms = {name: flat_gradient(term, engine.model) for name, term in loss.terms.items()}
+        found.append({"energies": energies.detach(), "slope": torch.autograd.grad(energies.sum(), x)[0], **terms})
+    ours, plain = found
+    assert set(plain) == {"energies", "slope", "cd", "opt", "entropy", "l2"}
+    for name, wanted in plain.items():
+        assert error(ours[name], wanted) < (1e-5 if name in ("energies", "slope") else 1e-4), name
+
+
+def test_another_engine_of_the_same_model_computes_directly_again() -> None:
+    model = moved_model()
+    Engine(model, EngineConfig(winograd=True))
+    plain = Engine(model, EngineConfig())
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(plain.energy(x), moved_model()(x))
+
+
+@pytest.mark.parametrize("other", [{"precision": "bfloat16"}, {"device": "cuda"}])
+def test_settings_that_it_does_not_serve_are_refused(other: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"engine.winograd = True: computes in float32 on a CPU, not with"):
+        EngineConfig(winograd=True, **other)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("/nowhere/c++", "there is no C\\+\\+ compiler here"), ("/bin/false", "fails on winograd.cpp")],
+)
+def test_a_missing_or_failing_compiler_is_one_line(
+    command: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", command)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=message) as refusal:
+        winograd.load.__wrapped__()  # as in a process that has not loaded it yet
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_workers_that_compile_side_by_side_all_get_it(tmp_path: Path) -> None:
+    program = "from ebm_core import winograd; winograd.load(); import torch; print(torch.ops.confab.winograd_pack)"
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for worker in workers:
+        _, stderr = worker.communicate(timeout=200)
+        assert worker.returncode == 0, stderr[-2000:]
+    assert len(list(tmp_path.rglob("*.so"))) == 1
+    assert not [p for p in tmp_path.rglob("*") if p.is_dir() and p.name != "confab"]
