@@ -1,7 +1,8 @@
 // 3x3 convolutions of stride 1, zero padding 1, by Winograd's F(4x4, 3x3) (Lavin and Gray, 2015): a tile of 4x4 outputs
 // comes from 6x6 inputs by 36 products instead of 144. Layouts, float32, last index contiguous:
 //   x, y   images, channels last: (b h w c) in memory
-//   taps   the weight (out in 3 3) as (3 3 in out)
+//   taps   the weight (out in 3 3) as (3 3 in out); turned, rotated by half a turn and with in and out exchanged: the
+//          kernel whose convolution is the gradient in x
 //   u      the weight transformed and packed: (36, out / PANEL, in, PANEL)
 //   v, m   transformed tiles of inputs and outputs: 36 planes of (tiles, channels)
 // Matrices for the points 0, +-P, +-Q and infinity; the rounding error of 1 and 2 would be twice as large.
@@ -267,11 +268,12 @@ at::Tensor convolve(const at::Tensor& x_any, const at::Tensor& u, const std::opt
   return y;
 }
 
-at::Tensor pack(const at::Tensor& weight) {
+at::Tensor pack(const at::Tensor& weight, bool turned) {
   TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == at::kFloat && weight.size(2) == 3 && weight.size(3) == 3 &&
-                  weight.size(0) % PANEL == 0,
+                  weight.size(turned ? 1 : 0) % PANEL == 0,
               "winograd: the weight must be a float32 (out in 3 3), out a multiple of ", PANEL);
-  at::Tensor taps = weight.permute({2, 3, 1, 0}).contiguous();
+  at::Tensor taps = turned ? weight.permute({2, 3, 0, 1}).flip({0, 1}) : weight.permute({2, 3, 1, 0});
+  taps = taps.contiguous();
   int64_t in = taps.size(2), out = taps.size(3);
   at::Tensor u = at::empty({PLANES, out / PANEL, in, PANEL}, taps.options());
   const float* from = taps.const_data_ptr<float>();
@@ -344,15 +346,15 @@ at::Tensor weight_gradient(const at::Tensor& x_any, const at::Tensor& g_any) {
       for (int i = 0; i < 9; i++) store(to + i * size + c, rounded(o[i]));
     }
   });
-  return taps.permute({3, 2, 0, 1});
+  return taps.permute({3, 2, 0, 1}).contiguous(at::MemoryFormat::ChannelsLast);  // as the weights lie
 }
 
 at::Tensor convolve_packed(const at::Tensor& x, const at::Tensor& u, const at::Tensor&, const std::optional<at::Tensor>& bias) {
   return convolve(x, u, bias);
 }
 
-at::Tensor convolve_plain(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  return convolve(x, pack(weight), bias);
+at::Tensor convolve_plain(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool turned) {
+  return convolve(x, pack(weight, turned), bias);
 }
 
 
@@ -370,9 +372,9 @@ auto operation(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-Tensor call_convolution(const Tensor& x, const Tensor& weight, const Bias& bias) {
-  static auto op = operation<Tensor(const Tensor&, const Tensor&, const Bias&)>("confab::winograd");
-  return op.call(x, weight, bias);
+Tensor call_convolution(const Tensor& x, const Tensor& weight, const Bias& bias, bool turned) {
+  static auto op = operation<Tensor(const Tensor&, const Tensor&, const Bias&, bool)>("confab::winograd");
+  return op.call(x, weight, bias, turned);
 }
 
 Tensor call_packed(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias& bias) {
@@ -386,9 +388,6 @@ Tensor call_weight_gradient(const Tensor& x, const Tensor& g) {
   return op.call(x, g);
 }
 
-// The kernel whose convolution is the gradient in x: rotated by half a turn, channels exchanged.
-Tensor turned(const Tensor& weight) { return weight.flip({2, 3}).transpose(0, 1); }
-
 // A node that has saved two tensors.
 struct Node : torch::autograd::Node {
   SavedVariable first, second;
@@ -398,12 +397,16 @@ struct Node : torch::autograd::Node {
   }
 };
 
-struct ConvolutionNode : Node {  // of x, weight, bias; saved: x, weight
+// Of x, weight, bias; saved: x, weight. The gradient in x is the convolution of g with the weight turned, and since the
+// two are adjoint, x and g change places in the gradient of a turned weight.
+struct ConvolutionNode : Node {
+  bool turned = false;
   List apply(List&& outer) override {
     const Tensor& g = outer[0];
     if (!g.defined()) return List(3);
-    return {task_should_compute_output(0) ? call_convolution(g, turned(second.unpack()), {}) : Tensor(),
-            task_should_compute_output(1) ? call_weight_gradient(first.unpack(), g) : Tensor(),
+    Tensor x = first.unpack();
+    return {task_should_compute_output(0) ? call_convolution(g, second.unpack(), {}, !turned) : Tensor(),
+            task_should_compute_output(1) ? (turned ? call_weight_gradient(g, x) : call_weight_gradient(x, g)) : Tensor(),
             task_should_compute_output(2) ? g.sum({0, 2, 3}) : Tensor()};
   }
 };
@@ -418,17 +421,16 @@ struct WeightGradientNode : Node {  // of x, g, bilinear; saved: both
   List apply(List&& outer) override {
     const Tensor& kernel = outer[0];
     if (!kernel.defined()) return List(2);
-    return {task_should_compute_output(0) ? call_convolution(second.unpack(), turned(kernel), {}) : Tensor(),
-            task_should_compute_output(1) ? call_convolution(first.unpack(), kernel, {}) : Tensor()};
+    return {task_should_compute_output(0) ? call_convolution(second.unpack(), kernel, {}, true) : Tensor(),
+            task_should_compute_output(1) ? call_convolution(first.unpack(), kernel, {}, false) : Tensor()};
   }
 };
 
-// `call()` below autograd; where a gradient is wanted, its result gets a node that saves `first` and `second`.
+// `call()` below autograd; where a gradient is wanted, its result gets `node`, which saves `first` and `second`.
 template <typename Kind, typename Call, typename... Inputs>
-Tensor recorded(const Tensor& first, const Tensor& second, Call call, const Inputs&... inputs) {
-  c10::intrusive_ptr<Kind> node;
-  if (torch::autograd::compute_requires_grad(inputs...)) {
-    node = c10::make_intrusive<Kind>();
+Tensor recorded(c10::intrusive_ptr<Kind> node, const Tensor& first, const Tensor& second, Call call, const Inputs&... inputs) {
+  bool wanted = torch::autograd::compute_requires_grad(inputs...);
+  if (wanted) {
     node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
     node->first = SavedVariable(first, false);
     node->second = SavedVariable(second, false);
@@ -437,30 +439,33 @@ Tensor recorded(const Tensor& first, const Tensor& second, Call call, const Inpu
     at::AutoDispatchBelowADInplaceOrView below;
     return call();
   }();
-  if (node) torch::autograd::set_history(result, node);
+  if (wanted) torch::autograd::set_history(result, node);
   return result;
 }
 
-Tensor convolution_autograd(const Tensor& x, const Tensor& weight, const Bias& bias) {
-  auto call = [&] { return call_convolution(x, weight, bias); };
-  return recorded<ConvolutionNode>(x, weight, call, x, weight, bias ? *bias : Tensor());
+Tensor convolution_autograd(const Tensor& x, const Tensor& weight, const Bias& bias, bool turned) {
+  auto node = c10::make_intrusive<ConvolutionNode>();
+  node->turned = turned;
+  auto call = [&] { return call_convolution(x, weight, bias, turned); };
+  return recorded(node, x, weight, call, x, weight, bias ? *bias : Tensor());
 }
 
 Tensor packed_autograd(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias& bias) {
-  return recorded<PackedNode>(forward, backward, [&] { return call_packed(x, forward, backward, bias); }, x);
+  auto call = [&] { return call_packed(x, forward, backward, bias); };
+  return recorded(c10::make_intrusive<PackedNode>(), forward, backward, call, x);
 }
 
 Tensor weight_gradient_autograd(const Tensor& x, const Tensor& g) {
-  return recorded<WeightGradientNode>(x, g, [&] { return call_weight_gradient(x, g); }, x, g);
+  return recorded(c10::make_intrusive<WeightGradientNode>(), x, g, [&] { return call_weight_gradient(x, g); }, x, g);
 }
 
 }  // namespace
 
 TORCH_LIBRARY(confab, library) {
-  library.def("winograd(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  library.def("winograd(Tensor x, Tensor weight, Tensor? bias, bool turned=False) -> Tensor");
   library.def("winograd_weight_gradient(Tensor x, Tensor g) -> Tensor");
   library.def("winograd_packed(Tensor x, Tensor forward, Tensor backward, Tensor? bias) -> Tensor");
-  library.def("winograd_pack(Tensor weight) -> Tensor");
+  library.def("winograd_pack(Tensor weight, bool turned=False) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(confab, CPU, library) {

@@ -103,14 +103,12 @@ def pays(x: Images, weight: Kernel) -> bool:
     return applies(x) and tiles * (c_in + len(weight)) > c_in * len(weight)
 
 
-def pack(weight: Kernel) -> Packed:
-    """The kernel transformed, G g G^T."""
-    return torch.ops.confab.winograd_pack(weight)
+def pack(weight: Kernel, *, turned: bool = False) -> Tensor:
+    """The kernel transformed, G g G^T: (36 c_out/32 c_in 32).
 
-
-def turned(weight: Kernel) -> Float[Tensor, "c_in c_out 3 3"]:
-    """The kernel whose convolution is the gradient in x: rotated by half a turn, channels exchanged."""
-    return weight.flip(2, 3).transpose(0, 1)
+    turned: rotated by half a turn and with channels exchanged, the kernel whose convolution is the gradient in x.
+    """
+    return torch.ops.confab.winograd_pack(weight, turned)
 
 
 def convolve(x: Images, weight: Kernel, bias: Float[Tensor, "c_out"]) -> Outputs:
@@ -121,7 +119,7 @@ def convolve(x: Images, weight: Kernel, bias: Float[Tensor, "c_out"]) -> Outputs
 def convolve_packed(
     x: Images, forward: Packed, backward: Float[Tensor, "36 panels_in c_out 32"], bias: Float[Tensor, "c_out"]
 ) -> Outputs:
-    """The same with the weight held constant: `pack(weight)`, `pack(turned(weight))`. Differentiable in `x`."""
+    """The same with a constant weight: `pack(weight)` and `pack(weight, turned=True)`. Differentiable in `x`."""
     return torch.ops.confab.winograd_packed(x, forward, backward, bias)
 
 
@@ -147,7 +145,7 @@ class PackedConv(nn.Module):
         """Use these from now on."""
         self.weight.copy_(weight)
         self.forward_weight.copy_(pack(weight))
-        self.backward_weight.copy_(pack(turned(weight)))
+        self.backward_weight.copy_(pack(weight, turned=True))
         self.bias.copy_(bias)
 
     def forward(self, x: Images) -> Outputs:
@@ -156,14 +154,18 @@ class PackedConv(nn.Module):
         return nn.functional.conv2d(x, self.weight, self.bias, padding=1)
 
 
-def _like_images(x: Tensor, channels: int) -> Tensor:
-    return x.new_empty((x.shape[0], channels, *x.shape[2:])).to(memory_format=torch.channels_last)
+def _channels_last(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape).to(memory_format=torch.channels_last)
 
 
 FAKES = {
-    "winograd": lambda x, weight, bias: _like_images(x, len(weight)),
-    "winograd_weight_gradient": lambda x, g: x.new_empty((3, 3, x.shape[1], g.shape[1])).permute(3, 2, 0, 1),
-    "winograd_packed": lambda x, forward, backward, bias: _like_images(x, forward.shape[1] * PANEL),
-    "winograd_pack": lambda weight: weight.new_empty((36, len(weight) // PANEL, weight.shape[1], PANEL)),
+    "winograd": lambda x, weight, bias, turned=False: _channels_last(x, x.shape[0], weight.shape[turned], *x.shape[2:]),
+    "winograd_weight_gradient": lambda x, g: _channels_last(x, g.shape[1], x.shape[1], 3, 3),
+    "winograd_packed": lambda x, forward, backward, bias: _channels_last(
+        x, x.shape[0], forward.shape[1] * PANEL, *x.shape[2:]
+    ),
+    "winograd_pack": lambda weight, turned=False: weight.new_empty(
+        (36, weight.shape[turned] // PANEL, weight.shape[1 - turned], PANEL)
+    ),
 }
 """What the operators return, for the compiler."""

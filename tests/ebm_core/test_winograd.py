@@ -111,6 +111,21 @@ def test_nested_function_transforms_see_every_derivative() -> None:
     assert error(mixed_in_weight(torch.ops.confab.winograd, *given), exact) < 1e-5
 
 
+def test_pytorch_finds_the_operators_well_formed() -> None:
+    """Schema, derivatives' registration, shapes and strides for the compiler, tracing with derivatives."""
+    x, weight, bias, g = (t.requires_grad_() for t in tensors(2, 32, 64, 5, 6))
+    forward, backward = winograd.pack(weight.detach()), winograd.pack(weight.detach(), turned=True)
+    ops = torch.ops.confab
+    for op, given in (
+        (ops.winograd.default, (x, weight, bias)),
+        (ops.winograd.default, (g, weight, None, True)),
+        (ops.winograd_weight_gradient.default, (x, g)),
+        (ops.winograd_packed.default, (x, forward, backward, bias.detach())),
+        (ops.winograd_pack.default, (weight.detach(), True)),
+    ):
+        assert set(torch.library.opcheck(op, given).values()) == {"SUCCESS"}
+
+
 def test_constant_weights_give_the_same_bits_as_changing_ones_and_follow_the_layer() -> None:
     x, weight, bias, outer = tensors(4, 32, 64, 12, 12)
     layer = winograd.PackedConv(torch.nn.Conv2d(32, 64, 3, padding=1))
