@@ -338,7 +338,7 @@ class EngineConfig:
     channels_last: bool = False
     """NHWC memory format for passes that are not compiled, not in bfloat16 and not by Winograd; those always use it."""
     winograd: bool = False
-    """float32 3x3 convolutions by Winograd's F(4x4, 3x3), a quarter of the multiplications; needs AVX-512 and g++."""
+    """float32 3x3 convolutions by Winograd, F(4x4, 3x3): a quarter of the products. Needs g++; pays with `compile`."""
 
     def __post_init__(self) -> None:
         require(

@@ -210,7 +210,7 @@ def code_digest() -> str:
     """SHA-256 over the names and contents of this project's modules: which code a job was sent with."""
     digest = hashlib.sha256()
     for folder in code_folders():
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
             content = path.read_bytes()
             digest.update(f"{folder.name}/{path.relative_to(folder)} {len(content)}\n".encode() + content)
     return digest.hexdigest()
