@@ -154,7 +154,7 @@ class PackedConv(nn.Module):
         return nn.functional.conv2d(x, self.weight, self.bias, padding=1)
 
 
-def _channels_last(like: Tensor, *shape: int) -> Tensor:
+def _channels_last(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
     return like.new_empty(shape).to(memory_format=torch.channels_last)
 
 
