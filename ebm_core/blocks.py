@@ -63,7 +63,7 @@ class Conv(nn.Conv2d):
     """A convolution with zero padding whose filters may be standardised or divided by their largest singular value."""
 
     u: Tensor
-    winograd = False
+    by_winograd = False
     """Whether the engine wants it computed by `winograd.py`."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, reweigh: Reweigh = "as is", stride: int = 1) -> None:
@@ -80,7 +80,7 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Features) -> NewFeatures:
         weight, bias = self.effective_weight().to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
-        if self.winograd and winograd.pays(x, weight):
+        if self.by_winograd and winograd.pays(x, weight):
             return winograd.convolve(x, weight, bias)
         return F.conv2d(x, weight, bias, self.stride, self.padding)
 

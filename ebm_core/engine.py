@@ -163,7 +163,7 @@ def use_winograd(model: EnergyModel, cfg: EngineConfig) -> None:
         winograd.load()
     for layer in model.modules():
         if isinstance(layer, Conv):
-            layer.winograd = cfg.winograd and winograd.fits(layer)
+            layer.by_winograd = cfg.winograd and winograd.fits(layer)
 
 
 def frozen_twin(model: EnergyModel, dtype: torch.dtype | None, *, packed: bool = False) -> EnergyModel:
@@ -177,10 +177,10 @@ def frozen_twin(model: EnergyModel, dtype: torch.dtype | None, *, packed: bool =
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Dense):
                 layer.spectral = False
-            elif isinstance(layer, Conv) and packed and layer.winograd:
+            elif isinstance(layer, Conv) and packed and layer.by_winograd:
                 setattr(parent, name, winograd.PackedConv(layer))
             elif isinstance(layer, Conv):
-                layer.reweigh, layer.winograd = "as is", False
+                layer.reweigh, layer.by_winograd = "as is", False
                 layer.to(dtype)
     return twin
 

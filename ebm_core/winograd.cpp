@@ -68,7 +68,7 @@ inline void transform_gradient(const Vec* y, int s, Vec* to, int t) {
   to[5 * t] = y[3 * s];
 }
 
-// The weights' transforms divide, so they compute in float64: rounded once, they are the same function of every tile.
+// The weights' transforms divide, so they are computed in float64 and rounded once.
 typedef double Wide __attribute__((vector_size(128)));
 constexpr double BY_0 = 1.0 / (P * P * Q * Q);
 constexpr double BY_P = 1.0 / (2 * P * P * (P * P - Q * Q)), BY_Q = 1.0 / (2 * Q * Q * (Q * Q - P * P));
@@ -228,10 +228,14 @@ void check(const at::Tensor& x, int64_t channels) {
   TORCH_CHECK(channels % PANEL == 0, "winograd: the number of channels must be a multiple of ", PANEL, ", got ", channels);
 }
 
-at::Tensor convolve(const at::Tensor& x_any, const at::Tensor& u, const std::optional<at::Tensor>& bias) {
+using Bias = std::optional<at::Tensor>;
+
+at::Tensor convolve(const at::Tensor& x_any, const at::Tensor& u, const Bias& bias) {
   int64_t in = x_any.size(1), out = u.size(1) * PANEL;
   check(x_any, in);
   TORCH_CHECK(u.dim() == 4 && u.is_contiguous() && u.size(0) == PLANES && u.size(2) == in, "winograd: u does not fit x");
+  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->is_contiguous() && bias->numel() == out),
+              "winograd: the bias must be ", out, " float32 numbers");
   at::Tensor x = x_any.contiguous(at::MemoryFormat::ChannelsLast);
   Grid grid(x);
   auto layout = x.options().memory_format(at::MemoryFormat::ChannelsLast);
@@ -349,14 +353,13 @@ at::Tensor weight_gradient(const at::Tensor& x_any, const at::Tensor& g_any) {
   return taps.permute({3, 2, 0, 1}).contiguous(at::MemoryFormat::ChannelsLast);  // as the weights lie
 }
 
-at::Tensor convolve_packed(const at::Tensor& x, const at::Tensor& u, const at::Tensor&, const std::optional<at::Tensor>& bias) {
+at::Tensor convolve_packed(const at::Tensor& x, const at::Tensor& u, const at::Tensor&, const Bias& bias) {
   return convolve(x, u, bias);
 }
 
-at::Tensor convolve_plain(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool turned) {
+at::Tensor convolve_plain(const at::Tensor& x, const at::Tensor& weight, const Bias& bias, bool turned) {
   return convolve(x, pack(weight, turned), bias);
 }
-
 
 // Derivatives. Each operator's kernel for autograd adds a node to the graph and calls the operator itself again below
 // autograd, as PyTorch's own do: only so do nested transforms (torch.func.grad within torch.func.grad) see it at every
@@ -364,7 +367,6 @@ at::Tensor convolve_plain(const at::Tensor& x, const at::Tensor& weight, const s
 
 using at::Tensor;
 using torch::autograd::SavedVariable;
-using Bias = std::optional<Tensor>;
 using List = torch::autograd::variable_list;
 
 template <typename Signature>
@@ -428,7 +430,8 @@ struct WeightGradientNode : Node {  // of x, g, bilinear; saved: both
 
 // `call()` below autograd; where a gradient is wanted, its result gets `node`, which saves `first` and `second`.
 template <typename Kind, typename Call, typename... Inputs>
-Tensor recorded(c10::intrusive_ptr<Kind> node, const Tensor& first, const Tensor& second, Call call, const Inputs&... inputs) {
+Tensor recorded(c10::intrusive_ptr<Kind> node, const Tensor& first, const Tensor& second, Call call,
+                const Inputs&... inputs) {
   bool wanted = torch::autograd::compute_requires_grad(inputs...);
   if (wanted) {
     node->set_next_edges(torch::autograd::collect_next_edges(inputs...));

@@ -52,7 +52,14 @@ def load() -> None:
     command = compiler()
     if command is None:
         raise ConfigError("engine.winograd = True: there is no C++ compiler here; install g++ or set it to false")
-    torch.ops.load_library(built(command))
+    try:
+        library = built(command)
+    except OSError as error:
+        raise ConfigError(
+            f"engine.winograd = True: cannot keep what {command} compiles: {error}; name a folder of yours in "
+            "TORCH_EXTENSIONS_DIR, or set it to false"
+        ) from None
+    torch.ops.load_library(library)
     for name, fake in FAKES.items():
         torch.library.register_fake(f"confab::{name}", fake)
 
@@ -168,4 +175,5 @@ FAKES = {
         (36, weight.shape[turned] // PANEL, weight.shape[1 - turned], PANEL)
     ),
 }
-"""What the operators return, for the compiler."""
+"""What the operators return, for the compiler. Whoever changes that renames the operator: compiled graphs lie in
+PyTorch's cache under its name, and one from before the change would fail."""

@@ -91,7 +91,7 @@ def profile(
 ) -> None:
     """Time the parts of a training step on this machine and predict the hours of a full run.
 
-    Example: ebm profile cifar10 train.batch_size=16 engine.precision=bfloat16 engine.compile=true
+    Example: ebm profile cifar10 train.batch_size=16 engine.compile=true engine.winograd=true
     """
     from orchestrator.config import job_preset, override
     from orchestrator.profile import show_profile

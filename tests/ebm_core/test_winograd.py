@@ -221,6 +221,14 @@ def test_a_missing_or_failing_compiler_is_one_line(
     assert not list(tmp_path.rglob("*.so"))
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="name a folder of yours in TORCH_EXTENSIONS_DIR") as refusal:
+        winograd.load.__wrapped__()
+    assert "\n" not in str(refusal.value)
+
+
 def test_workers_that_compile_side_by_side_all_get_it(tmp_path: Path) -> None:
     program = "from ebm_core import winograd; winograd.load(); import torch; print(torch.ops.confab.winograd_pack)"
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
