@@ -83,8 +83,8 @@ def built(command: str) -> Path:
             text=True,
         )
         if done.returncode:
-            reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-200:])
-            raise ConfigError(f"engine.winograd = True: {command} fails on winograd.cpp: {reason}; set it to false")
+            said = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
+            raise ConfigError(f"engine.winograd = True: {command} fails on winograd.cpp: {said[0]}; set it to false")
         made.replace(library)  # whole or not at all: workers of one machine may compile side by side
     return library
 

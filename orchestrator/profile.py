@@ -28,7 +28,8 @@ def show_profile(job: JobConfig, num_steps: int) -> None:
     table.add_row("step", f"{1e3 * found.step_seconds:.1f}", "100.0%", f"median of {num_steps} steps")
     console.print(table)
     batch = f"batch {cfg.train.batch_size}, {torch.get_num_threads()} threads, {cfg.engine.precision}"
-    console.print(f"{batch}{', compiled' if cfg.engine.compile else ''}", markup=False)
+    how = [name for name, is_so in (("compiled", cfg.engine.compile), ("Winograd", cfg.engine.winograd)) if is_so]
+    console.print(", ".join([batch, *how]), markup=False)
     console.print(f"outside the network   {found.overhead:.1%} of the step")
     console.print(
         f"Langevin step         {1e3 * found.langevin_seconds:.1f} ms for {found.langevin_flops / 1e9:.2f} GFLOP: "

@@ -244,7 +244,7 @@ def test_settings_that_it_does_not_serve_are_refused(other: dict[str, str]) -> N
 
 @pytest.mark.parametrize(
     ("command", "message"),
-    [("/nowhere/c++", "there is no C\\+\\+ compiler here"), ("/bin/false", "fails on winograd.cpp")],
+    [("/nowhere/c++", "there is no C\\+\\+ compiler here"), ("/bin/false", "fails on winograd.cpp: status 1;")],
 )
 def test_a_missing_or_failing_compiler_is_one_line(
     command: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
