@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ebm_core import native
 from ebm_core.config import AugmentConfig
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.rng import Rng, uniform
@@ -32,6 +33,8 @@ LUMA = (0.2989, 0.587, 0.114)
 CROP_TRIES = 10
 DRAWS = {"crop": 2 * CROP_TRIES + 2, "flip": 1, "jitter": 1, "factors": 4, "order": 4, "gray": 1, "blur": 1, "sigma": 1}
 """Uniform numbers per sample: always all of them, so that one setting never shifts the draws of another."""
+EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+"""Compiler's options for `augment.cpp`: no fused multiply-adds; the others change no bit, and loops are vectorised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,18 @@ class AugmentParams:
     """Standard deviation of the blur, in pixels."""
 
 
+Apply = Callable[[Images, AugmentParams, int], Images]
+"""`apply_params`, or something that does the same."""
+
+
 @torch.no_grad()
-def augment(x: Images, cfg: AugmentConfig, rng: Rng) -> Images:
+def augment(x: Images, cfg: AugmentConfig, rng: Rng, apply: Apply | None = None) -> Images:
     """A random transition of each image to a similar one (Section 2.3); `x` itself when `cfg.enabled` is false.
 
     x: (b c h w) in [0, 1], c = 1 or 3, on the device of `rng`; left as it is. Returns the same shape, in [0, 1],
-    without a graph. Grey images keep hue and saturation, and greyscale does nothing to them. DataError for another
-    number of channels, ConfigError for a blur too wide for the image.
+    without a graph. Grey images keep hue and saturation, and greyscale does nothing to them. `apply` is what the
+    engine uses for `apply_params`. DataError for another number of channels, ConfigError for a blur too wide for the
+    image.
     """
     if not cfg.enabled:
         return x
@@ -68,7 +76,7 @@ def augment(x: Images, cfg: AugmentConfig, rng: Rng) -> Images:
     b, _, height, width = x.shape
     if cfg.blur_prob > 0:
         _require_room(cfg.blur_kernel, height, width)
-    return apply_params(x, draw_params(b, height, width, cfg, rng, x.device), cfg.blur_kernel)
+    return (apply or apply_params)(x, draw_params(b, height, width, cfg, rng, x.device), cfg.blur_kernel)
 
 
 def draw_params(
@@ -96,6 +104,33 @@ def apply_params(x: Images, params: AugmentParams, blur_kernel: int) -> Images:
     x = _apply_where(params.gray, grayscale, x)
     x = _apply_where(params.blur, lambda x, sigma: gaussian_blur(x, blur_kernel, sigma), x, params.sigma)
     return x.clamp_(0, 1)  # a blur's weights sum to 1 up to rounding
+
+
+def load_native() -> Apply:
+    """`apply_params` in C++, with the same bits: `apply_natively`, or `apply_params` itself where no C++ compiles."""
+    try:
+        native.load("augment", *EXACT)
+    except native.BuildError:
+        return apply_params
+    return apply_natively
+
+
+def apply_natively(x: Images, params: AugmentParams, blur_kernel: int) -> Images:
+    """What `apply_params` gives, from `augment.cpp` (after `load_native`); float32 on a CPU, all else goes there."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return apply_params(x, params, blur_kernel)
+    factors, weights = params.factors.to(x.dtype), blur_weights(blur_kernel, params.sigma).to(x.dtype)
+    return torch.ops.confab.augment(
+        x.contiguous(),
+        params.boxes,
+        params.flip,
+        params.jitter,
+        factors,
+        params.order,
+        params.gray,
+        params.blur,
+        weights,
+    )
 
 
 def _apply_where(chosen: Bool[Tensor, "b"], change: Callable[..., Tensor], x: Images, *values: Tensor) -> Images:
@@ -273,10 +308,15 @@ def gaussian_blur(x: Images, kernel: int, sigma: PerSample) -> Images:
     edges (without repeating them). sigma: pixels, one per sample. ConfigError when half a kernel exceeds the image.
     """
     _require_room(kernel, x.shape[2], x.shape[3])
-    distance = torch.arange(kernel // 2 + 1, device=x.device, dtype=torch.float64)
-    bell = (distance / sigma.double()[:, None]).square().div(-2).exp()
-    weights = (bell / (2 * bell.sum(dim=1, keepdim=True) - 1)).to(x.dtype)  # at distance 0, 1, ...; bell[0] = 1
+    weights = blur_weights(kernel, sigma).to(x.dtype)
     return _blur_axis(_blur_axis(x, weights, 2), weights, 3)
+
+
+def blur_weights(kernel: int, sigma: PerSample) -> Float[Tensor, "b reach"]:
+    """Weights of a pixel and of its neighbours on one side, at distance 0, 1, ..., in float64."""
+    distance = torch.arange(kernel // 2 + 1, device=sigma.device, dtype=torch.float64)
+    bell = (distance / sigma.double()[:, None]).square().div(-2).exp()
+    return bell / (2 * bell.sum(dim=1, keepdim=True) - 1)  # bell[0] = 1
 
 
 def _blur_axis(x: Images, weights: Float[Tensor, "b reach"], axis: int) -> Images:

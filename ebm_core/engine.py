@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ebm_core import winograd
+from ebm_core import native, winograd
+from ebm_core.augment import Apply, apply_params, load_native
 from ebm_core.blocks import Conv, Dense
 from ebm_core.config import EngineConfig
 from ebm_core.errors import ConfigError
@@ -66,8 +67,12 @@ class Engine:
         use_winograd(model, cfg)
         self.twin = frozen_twin(model, torch.bfloat16 if cfg.precision == "bfloat16" else None, packed=cfg.winograd)
         self._functions: dict[str, Callable[..., Any]] = {}
-        if cfg.compile:
-            require_compiler(next(model.parameters()).device)
+        self.transition: Apply = apply_params
+        """How augmentation is applied: in C++ for a compiled engine on a CPU."""
+        device = next(model.parameters()).device
+        if cfg.compile and device.type == "cpu":
+            require_compiler()
+            self.transition = load_native()
 
     def refresh(self) -> None:
         """Take over the model's current weights: once per training step, before the chains start."""
@@ -146,9 +151,9 @@ class Engine:
         return self._functions[name]
 
 
-def require_compiler(device: torch.device) -> None:
-    """ConfigError where torch.compile cannot work: it writes C++ for a CPU."""
-    if device.type == "cpu" and winograd.compiler() is None:
+def require_compiler() -> None:
+    """ConfigError where torch.compile cannot work on a CPU: it writes C++ for one."""
+    if native.compiler() is None:
         raise ConfigError(
             "engine.compile = True: there is no C++ compiler here; install g++ or set engine.compile=false"
         )

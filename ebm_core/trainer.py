@@ -124,7 +124,7 @@ def chain_starts(state: TrainState, cfg: TrainConfig, condition: Tensor | None) 
         return noise, condition
     levels, condition_past = state.buffer.draw(count, step_streams(state, "draw", cfg))
     x_past = dequantize(levels, step_streams(state, "dither-past", cfg) if cfg.data.dither else None)
-    x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg))
+    x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg), state.engine.transition)
     restart = uniform((count,), step_streams(state, "restart", cfg), state.device) < cfg.buffer.restart_fraction
     x_init = torch.where(restart.view(-1, 1, 1, 1), noise, x_past)
     if condition is None or cfg.buffer.conditions == "data":

@@ -464,7 +464,7 @@ Tensor weight_gradient_autograd(const Tensor& x, const Tensor& g) {
 
 }  // namespace
 
-TORCH_LIBRARY(confab, library) {
+TORCH_LIBRARY_FRAGMENT(confab, library) {
   library.def("winograd(Tensor x, Tensor weight, Tensor? bias, bool turned=False) -> Tensor");
   library.def("winograd_weight_gradient(Tensor x, Tensor g) -> Tensor");
   library.def("winograd_packed(Tensor x, Tensor forward, Tensor backward, Tensor? bias) -> Tensor");

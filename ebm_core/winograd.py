@@ -4,32 +4,18 @@ For float32 on CPUs, made for AVX-512; `winograd.cpp` does the work and is compi
 reproducible as a direct convolution's, and about twice as far from the exact one: 1e-6, relative.
 """
 
-import hashlib
 import math
-import os
-import shutil
-import subprocess
-import tempfile
 from functools import cache
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils import cpp_extension
 
+from ebm_core import native
 from ebm_core.errors import ConfigError
 
 PANEL = 32
 """Channels in and out come in multiples of this."""
-
-SOURCE = Path(__file__).with_name("winograd.cpp")
-FLAGS = ["-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-w"]
-INSTRUCTIONS = {
-    "AVX512": ["-march=skylake-avx512", "-mtune=icelake-server", "-mprefer-vector-width=512"],
-    "AVX2": ["-march=haswell"],
-}
-"""Compiler's options by PyTorch's name for what the CPU can do; elsewhere the compiler's own choice."""
 
 Images = Float[Tensor, "b c_in h w"]
 Outputs = Float[Tensor, "b c_out h w"]
@@ -38,55 +24,15 @@ Packed = Float[Tensor, "36 panels c_in 32"]
 """A transformed kernel."""
 
 
-def compiler() -> str | None:
-    """The C++ compiler that PyTorch's own compiled code uses, or None."""
-    return shutil.which(os.environ.get("CXX", "g++"))
-
-
 @cache
 def load() -> None:
-    """Make `torch.ops.confab.winograd_*` available: compiled once per user and version, seconds, then read from disk.
-
-    ConfigError when there is no compiler, or it fails.
-    """
-    command = compiler()
-    if command is None:
-        raise ConfigError("engine.winograd = True: there is no C++ compiler here; install g++ or set it to false")
+    """Make `torch.ops.confab.winograd_*` available; ConfigError where they cannot be compiled."""
     try:
-        library = built(command)
-    except OSError as error:
-        raise ConfigError(
-            f"engine.winograd = True: cannot keep what {command} compiles: {error}; name a folder of yours in "
-            "TORCH_EXTENSIONS_DIR, or set it to false"
-        ) from None
-    torch.ops.load_library(library)
+        native.load("winograd")
+    except native.BuildError as error:
+        raise ConfigError(f"engine.winograd = True: {error}, or set it to false") from None
     for name, fake in FAKES.items():
         torch.library.register_fake(f"confab::{name}", fake)
-
-
-def built(command: str) -> Path:
-    """The shared library, made by `command` unless it lies in the cache (`TORCH_EXTENSIONS_DIR`, or the user's own)."""
-    flags = FLAGS + INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
-    key = hashlib.sha256(repr((SOURCE.read_bytes(), flags, torch.__version__, command)).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()) / "confab"
-    library = folder / f"winograd-{key}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    torch_paths = [f"-I{path}" for path in cpp_extension.include_paths()]
-    torch_paths += [f"-L{path}" for path in cpp_extension.library_paths()]
-    with tempfile.TemporaryDirectory(dir=folder) as temp:
-        made = Path(temp) / library.name
-        done = subprocess.run(
-            [command, *flags, str(SOURCE), *torch_paths, "-lc10", "-ltorch_cpu", "-o", str(made)],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
-            raise ConfigError(f"engine.winograd = True: {command} fails on winograd.cpp: {said[0]}; set it to false")
-        made.replace(library)  # whole or not at all: workers of one machine may compile side by side
-    return library
 
 
 def fits(layer: nn.Conv2d) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from ebm_core import native
 from ebm_core.augment import (
     BRIGHTNESS,
     CONTRAST,
@@ -20,6 +21,7 @@ from ebm_core.augment import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    apply_natively,
     apply_params,
     augment,
     color_jitter,
@@ -29,6 +31,7 @@ from ebm_core.augment import (
     gaussian_blur,
     grayscale,
     jitter_factors,
+    load_native,
 )
 from ebm_core.config import AugmentConfig
 from ebm_core.data.vision import torchvision
@@ -461,3 +464,69 @@ def test_apply_params_does_what_augment_does():
     x, cfg = pictures(8, (3, 16, 16)), AugmentConfig()
     params = draw_params(8, 16, 16, cfg, seeded(19))
     assert torch.equal(apply_params(x, params, cfg.blur_kernel), augment(x, cfg, seeded(19)))
+
+
+# In C++
+
+
+@pytest.fixture(scope="module")
+def natively():
+    apply = load_native()
+    assert apply is apply_natively
+    return apply
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 17, 40)])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        AugmentConfig(),
+        AugmentConfig(color_strength=1.25, color_prob=1.0, grayscale_prob=0.0, blur_prob=0.0),
+        AugmentConfig(crop_scale=(0.01, 1.0), blur_prob=1.0, blur_sigma=(0.01, 9.0), color_prob=0.3),
+        OFF,
+    ],
+)
+def test_the_same_bits_come_from_cpp(natively, shape, cfg):
+    x = pictures(300, shape)
+    before = x.clone()
+    assert torch.equal(augment(x, cfg, seeded(2), natively), augment(x, cfg, seeded(2)))
+    assert torch.equal(x, before)
+
+
+def test_the_same_bits_come_from_cpp_for_other_layouts_threads_and_streams(natively):
+    x, cfg = pictures(40, (3, 16, 12)), AugmentConfig()
+    expected = augment(x, cfg, seeded())
+    assert torch.equal(augment(x.to(memory_format=torch.channels_last), cfg, seeded(), natively), expected)
+    assert torch.equal(augment(torch.cat([x, x], dim=3)[..., :12], cfg, seeded(), natively), expected)
+    threads = torch.get_num_threads()
+    for other in (1, 2, 3):
+        torch.set_num_threads(other)
+        try:
+            assert torch.equal(augment(x, cfg, seeded(), natively), expected)
+        finally:
+            torch.set_num_threads(threads)
+    parts = streams(0, 1, "augment", Shards.of_rank(0, 1, 4), 40)
+    again = streams(0, 1, "augment", Shards.of_rank(0, 1, 4), 40)
+    assert torch.equal(augment(x, cfg, parts, natively), augment(x, cfg, again))
+
+
+def test_cpp_keeps_a_nan_as_python_does(natively):
+    x = pictures(64, (3, 8, 8))
+    x[5, 1, 3] = math.nan
+    x[6] = math.nan
+    ours, plain = augment(x, AugmentConfig(), seeded(), natively), augment(x, AugmentConfig(), seeded())
+    assert torch.equal(ours.isnan(), plain.isnan())
+    assert torch.equal(ours.nan_to_num(), plain.nan_to_num())
+    assert ours.isnan().any()
+
+
+def test_cpp_takes_an_empty_batch_and_leaves_float64_to_python(natively):
+    assert augment(torch.empty(0, 3, 8, 8), AugmentConfig(), seeded(), natively).shape == (0, 3, 8, 8)
+    x = pictures(20, (3, 8, 8), torch.float64)
+    assert torch.equal(augment(x, AugmentConfig(), seeded(), natively), augment(x, AugmentConfig(), seeded()))
+
+
+def test_without_a_compiler_python_does_it(monkeypatch):
+    monkeypatch.setattr(native, "load", native.load.__wrapped__)
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    assert load_native() is apply_params

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ebm_core import checkpoint
+from ebm_core.augment import AugmentParams, apply_natively, apply_params
 from ebm_core.config import EngineConfig, LossConfig, ModelConfig, SamplerConfig
 from ebm_core.engine import Engine, frozen_twin, prepare
 from ebm_core.errors import ConfigError
@@ -153,6 +154,27 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         ConfigError, match=r"engine.compile = True: there is no C\+\+ compiler here; install g\+\+ or set"
     ):
         init_state(tiny_config(engine=EngineConfig(compile=True)))
+
+
+def test_a_compiled_engine_augments_in_cpp_and_another_one_in_python() -> None:
+    model = moved_model(LAYOUTS["instance"])
+    assert Engine(model, EngineConfig(compile=True)).transition is apply_natively
+    assert Engine(model, EngineConfig()).transition is apply_params
+
+
+def test_a_step_augments_as_its_engine_does() -> None:
+    cfg = tiny_config()
+    state = init_state(cfg)
+    seen: list[int] = []
+
+    def transition(x: torch.Tensor, params: AugmentParams, kernel: int) -> torch.Tensor:
+        seen.append(len(x))
+        return apply_params(x, params, kernel)
+
+    state.engine.transition = transition
+    for _ in range(2):  # the first step's chains start from noise
+        train_step(state, torch.rand(cfg.train.batch_size, *cfg.image_shape), cfg)
+    assert seen == [cfg.train.batch_size]
 
 
 def test_a_twin_keeps_convolutions_alone_in_bfloat16() -> None:
