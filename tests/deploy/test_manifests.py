@@ -184,7 +184,9 @@ def test_the_image_is_made_in_stages_pinned_unprivileged_and_asked_for_its_healt
     assert users == ["1000"]
     assert not any(line.startswith("RUN") for line in last[last.index("USER 1000") :])
     assert sum(line.startswith("HEALTHCHECK ") for line in last) == 1
-    assert any(line.startswith("RUN apt-get") and " g++ " in line for line in last)  # torch.compile needs it at run time
+    assert any(
+        line.startswith("RUN apt-get") and " g++ " in line for line in last
+    )  # torch.compile needs it at run time
     ignored = (ROOT / ".dockerignore").read_text().split()
     for line in lines:
         if line.startswith("COPY ") and "--from" not in line:
