@@ -334,7 +334,8 @@ class EngineConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: convolutions in it; normalisation, the update, noise, losses and weights stay in float32."""
     compile: bool = False
-    """Compile the network passes (torch.compile): minutes once, then cached on disk. Pays for large models only."""
+    """Compile the network passes (torch.compile): minutes once, then cached on disk. Pays for large models only.
+    On a CPU augmentation is in C++ then, with the same bits."""
     channels_last: bool = False
     """NHWC memory format for passes that are not compiled, not in bfloat16 and not by Winograd; those always use it."""
     winograd: bool = False

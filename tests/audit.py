@@ -36,7 +36,7 @@ BANDIT: dict[tuple[str, str], str] = {
         "B403",
         "ebm_core/data/small.py",
     ): "CIFAR is published as pickles: MD5 sum first, then an unpickler of arrays only",
-    ("B404", "ebm_core/native.py"): "the C++ compiler, asked for by engine.compile=true and engine.winograd=true",
+    ("B404", "ebm_core/native.py"): "the C++ compiler, asked for by engine.compile=true or engine.winograd=true",
     ("B404", "benchmarks/*"): "programs that measure start programs",
     ("B603", "ebm_core/native.py"): "fixed options, without a shell; $CXX is the user's own, as for torch.compile",
     ("B603", "benchmarks/*"): "fixed commands, without a shell",
