@@ -33,7 +33,6 @@ from ebm_core.losses import (
     Loss,
     contrastive_divergence,
     energy_l2,
-    frozen_energy,
     improved_cd_loss,
     nearest_neighbor_entropy,
 )
@@ -72,7 +71,6 @@ __all__ = [
     "ema_update",
     "energy_l2",
     "from_tree",
-    "frozen_energy",
     "generate",
     "hmc_step",
     "improved_cd_loss",

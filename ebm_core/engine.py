@@ -79,9 +79,9 @@ class Engine:
         copy_effective(self.twin, self.model)
 
     def frozen(self, x: Samples, condition: Tensor | None = None) -> Energies:
-        """E(x) with theta held constant (Eq. 5 and 6), in the engine's precision; float32 comes out."""
+        """E(x) with theta held constant, in the engine's precision; float32 comes out."""
         if self.cfg.compile:
-            return _Frozen.apply(self, x, condition)
+            return _WithSlope.apply(x, *self._function("slope", self._frozen_slope)(x.detach(), condition))
         return self._frozen(x, condition)
 
     def energy(self, x: Samples, condition: Tensor | None = None) -> Energies:
@@ -91,27 +91,16 @@ class Engine:
     def chain_energies(self, condition: Tensor | None, backprop: Literal["last", "all"]) -> tuple[Energy, Energy]:
         """E as a function of x alone for a training chain: one whose slope depends on theta, and one frozen.
 
-        Compiled, the slope of the first is differentiable in theta alone, which is what the last step needs; its
-        second-order pass is run when the gradient arrives, so that nothing of it is held until then.
+        Compiled, the slope of the first is differentiable in theta alone, which is what the last step needs.
         """
         theta = dict(self.model.named_parameters())
 
         def differentiable(x: Samples) -> Energies:
             if self.cfg.compile and backprop == "last":
-                return _Differentiable.apply(self, x, condition, *theta.values())
+                return _WithSlope.apply(x, *self._function("last", self._slope)(theta, x.detach(), condition))
             return self._energy(x, condition)
 
         return differentiable, lambda x: self.frozen(x, condition)
-
-    def value_and_slope(self, x: Samples, condition: Tensor | None) -> tuple[Energies, Samples]:
-        """E(x) and dE/dx, theta constant."""
-        return self._function("slope", self._value_and_slope)(x, condition)
-
-    def mixed_derivative(self, x: Samples, v: Samples, condition: Tensor | None) -> tuple[Tensor, ...]:
-        """d/dtheta of <v, dE/dx>, one tensor per parameter: the second-order term of L_opt's gradient."""
-        theta = {name: p.detach() for name, p in self.model.named_parameters()}
-        slopes = self._function("mixed", self._mixed_derivative)(theta, x.detach(), v, condition)
-        return tuple(slopes.values())
 
     def _energy(self, x: Samples, condition: Tensor | None) -> Energies:
         return self.model(self.lowered(x), condition)
@@ -119,24 +108,11 @@ class Engine:
     def _frozen(self, x: Samples, condition: Tensor | None) -> Energies:
         return self.twin(self.lowered(x), condition)
 
-    def _value_and_slope(self, x: Samples, condition: Tensor | None) -> tuple[Energies, Samples]:
-        def total(at: Samples) -> tuple[Tensor, Energies]:
-            energies = self._frozen(at, condition)
-            return energies.sum(), energies
+    def _frozen_slope(self, x: Samples, condition: Tensor | None) -> tuple[Energies, Samples]:
+        return value_and_slope(lambda at: self._frozen(at, condition), x)
 
-        slope, energies = torch.func.grad(total, has_aux=True)(x)
-        return energies, slope
-
-    def _mixed_derivative(
-        self, theta: dict[str, Tensor], x: Samples, v: Samples, condition: Tensor | None
-    ) -> dict[str, Tensor]:
-        def directional(theta: dict[str, Tensor]) -> Tensor:
-            def total(at: Samples) -> Tensor:
-                return functional_call(self.model, theta, (self.lowered(at), condition)).sum()
-
-            return (torch.func.grad(total)(x) * v).sum()
-
-        return torch.func.grad(directional)(theta)
+    def _slope(self, theta: dict[str, Tensor], x: Samples, condition: Tensor | None) -> tuple[Energies, Samples]:
+        return value_and_slope(lambda at: functional_call(self.model, theta, (self.lowered(at), condition)), x)
 
     def lowered(self, x: Samples) -> Samples:
         """`x` in the precision that the network computes in."""
@@ -203,50 +179,26 @@ def copy_effective(twin: EnergyModel, model: EnergyModel) -> None:
             getattr(frozen, name).copy_(parameter)
 
 
-class _Frozen(torch.autograd.Function):
-    """E(x) whose slope is computed along with it, by one function that may be compiled."""
+def value_and_slope(energy: Energy, x: Samples) -> tuple[Energies, Samples]:
+    """E(x) and dE/dx, in one function that can be compiled."""
+
+    def total(at: Samples) -> tuple[Tensor, Energies]:
+        energies = energy(at)
+        return energies.sum(), energies
+
+    slope, energies = torch.func.grad(total, has_aux=True)(x)
+    return energies.detach(), slope
+
+
+class _WithSlope(torch.autograd.Function):
+    """E(x) for whoever differentiates it in x: dE/dx was computed with it, and may depend on theta in its turn."""
 
     @staticmethod
-    def forward(ctx: Any, engine: Engine, x: Tensor, condition: Tensor | None) -> Tensor:
-        energies, slope = engine.value_and_slope(x.detach(), condition)
+    def forward(ctx: Any, x: Tensor, energies: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(slope)
-        return energies
+        return energies.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> Any:
         (slope,) = ctx.saved_tensors
-        return None, outer[0].view(-1, *[1] * (slope.ndim - 1)) * slope, None
-
-
-class _Differentiable(torch.autograd.Function):
-    """E_theta(x) for the last Langevin step: its slope in x is a function of theta that can be differentiated once."""
-
-    @staticmethod
-    def forward(ctx: Any, engine: Engine, x: Tensor, condition: Tensor | None, *theta: Tensor) -> Tensor:
-        energies, slope = engine.value_and_slope(x.detach(), condition)
-        ctx.engine, ctx.condition = engine, condition
-        ctx.save_for_backward(x.detach(), slope, *theta)
-        return energies
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
-        x, slope, *theta = ctx.saved_tensors
-        scale = outer[0].view(-1, *[1] * (x.ndim - 1))
-        return None, scale * _Slope.apply(ctx.engine, x, slope, ctx.condition, *theta), None, *[None] * len(theta)
-
-
-class _Slope(torch.autograd.Function):
-    """dE/dx, computed before; its gradient in theta is the mixed second derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, engine: Engine, x: Tensor, slope: Tensor, condition: Tensor | None, *theta: Tensor) -> Tensor:
-        ctx.engine, ctx.condition = engine, condition
-        ctx.save_for_backward(x)
-        return slope.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *outer: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        return None, None, None, None, *ctx.engine.mixed_derivative(x, outer[0], ctx.condition)
+        return outer[0].view(-1, *[1] * (slope.ndim - 1)) * slope, None, None

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ebm_core.config import LossConfig
-from ebm_core.types import Energies, Samples, Scalar
+from ebm_core.types import Energies, Energy, Samples, Scalar
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +26,6 @@ class Loss:
 def contrastive_divergence(energy_data: Energies, energy_neg: Energies) -> Scalar:
     """L_CD = E_p[E(x)] - E_q[E(x')], Eq. 4; the samples carry no gradient here (stop-gradient of q)."""
     return energy_data.mean() - energy_neg.mean()
-
-
-def frozen_energy(energy: nn.Module, x: Samples, condition: Tensor | None = None) -> Energies:
-    """E with theta held constant, Eq. 5 and 6: the gradient reaches `x` and never the parameters."""
-    theta = {name: p.detach() for name, p in energy.named_parameters()}
-    return functional_call(energy, theta, (x,) if condition is None else (x, condition))
 
 
 def nearest_neighbor_entropy(x_neg: Samples, past: Float[Tensor, "n *shape"]) -> Scalar:
@@ -61,26 +54,82 @@ def improved_cd_loss(
     cfg: LossConfig,
     condition: Tensor | None = None,
     condition_neg: Tensor | None = None,
-    frozen: Callable[..., Energies] | None = None,
 ) -> Loss:
     """L_Full, with the stop-gradients where the paper has them.
 
     x_neg: end of the chains, differentiable in theta for L_opt and L_ent. past: the set B of Eq. 7, or None while the
-    buffer is empty. energy, frozen: E(x) or E(x, c), trained and with theta constant; without `frozen`, `energy` is the
-    module itself. A term whose weight is 0 is neither computed nor reported.
+    buffer is empty. energy: E(x) or E(x, c). A term whose weight is 0 is neither computed nor reported.
     """
-    conditions = None if condition is None or condition_neg is None else torch.cat([condition, condition_neg])
-    stacked = torch.cat([x_data, x_neg.detach()])  # an energy never depends on the rest of its batch: one pass
-    energies = energy(stacked) if conditions is None else energy(stacked, conditions)
-    energy_data, energy_neg = energies.split([len(x_data), len(x_neg)])
+    conditions = () if condition is None or condition_neg is None else (torch.cat([condition, condition_neg]),)
+    x_opt = x_neg if cfg.kl_weight else x_neg.detach()
+    energy_data, energy_neg, energy_opt = energies_for(lambda x: energy(x, *conditions), x_data, x_opt)
     terms = {"cd": contrastive_divergence(energy_data, energy_neg)}  # Eq. 4
     if cfg.kl_weight:
-        picked = slice(cfg.opt_samples)
-        frozen = frozen or partial(frozen_energy, cast(nn.Module, energy))
-        energy_opt = frozen(x_neg[picked], None if condition_neg is None else condition_neg[picked])
-        terms["opt"] = cfg.kl_weight * energy_opt.mean()  # Eq. 6
+        terms["opt"] = cfg.kl_weight * energy_opt[: cfg.opt_samples].mean()  # Eq. 6
     if cfg.entropy_weight and past is not None:
         terms["entropy"] = -cfg.entropy_weight * nearest_neighbor_entropy(x_neg, past)  # Eq. 7, maximised
     if cfg.l2_weight:
         terms["l2"] = cfg.l2_weight * energy_l2(energy_data, energy_neg)  # Section 3.1
     return Loss(torch.stack(list(terms.values())).sum(), terms, energy_data.detach(), energy_neg.detach())
+
+
+def energies_for(energy: Energy, x_data: Samples, x_neg: Samples) -> tuple[Energies, Energies, Energies]:
+    """E(x), E(stop(x')) and E_stop(theta)(x'): the gradients of the first two reach theta alone, as in Eq. 4, that of
+    the third x' alone, as in Eq. 6.
+
+    One pass there and back makes all three, since an energy never depends on the rest of its batch: for each sample the
+    slope in x' is what Eq. 4 sends there anyway, divided by what it sends to that sample's energy.
+    """
+    factor = _Factor()
+    energies = energy(torch.cat([x_data, _Rescaled.apply(x_neg, factor)]))
+    energy_data, energy_neg = energies.split([len(x_data), len(x_neg)])
+    if not x_neg.requires_grad:
+        return energy_data, energy_neg, energy_neg.detach()
+    return energy_data, *_Parted.apply(energy_neg, factor)
+
+
+NEARLY_ZERO = 1e-20
+"""Sent to an energy that would be sent 0 for theta, so that x' can have its gradient: no bit of theta's changes by it."""
+
+
+@dataclass(slots=True)
+class _Factor:
+    """Per sample: the gradient of E_stop(theta)(x') over what was sent to E(x'); None: x' gets nothing."""
+
+    value: Energies | None = None
+
+
+class _Parted(torch.autograd.Function):
+    """E(x') for theta and again for x'. On the way back theta's goes on, and the other one's ratio to it is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, energy_neg: Tensor, factor: _Factor) -> tuple[Tensor, Tensor]:
+        ctx.factor = factor
+        ctx.set_materialize_grads(False)
+        return energy_neg.clone(), energy_neg.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_theta: Tensor | None, to_x: Tensor | None) -> tuple[Tensor | None, None]:
+        ctx.factor.value = None
+        if to_x is None:
+            return to_theta, None
+        sent = torch.zeros_like(to_x) if to_theta is None else to_theta
+        sent = sent.masked_fill(sent.abs() < NEARLY_ZERO, NEARLY_ZERO)
+        ctx.factor.value = to_x / sent
+        return sent, None
+
+
+class _Rescaled(torch.autograd.Function):
+    """x' as the energy gets it: what comes back is multiplied by `factor`, which `_Parted` has left by then."""
+
+    @staticmethod
+    def forward(ctx: Any, x_neg: Tensor, factor: _Factor) -> Tensor:
+        ctx.factor = factor
+        return x_neg.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, None]:
+        factor = ctx.factor.value
+        return None if factor is None else factor.view(-1, *[1] * (outer.ndim - 1)) * outer, None

@@ -83,8 +83,7 @@ def train_step(
     needs_graph = bool(cfg.loss.kl_weight or cfg.loss.entropy_weight)
     x_neg = sample_negatives(energy, x_init, cfg.sampler, rng, differentiable=needs_graph, frozen=frozen)
     past = past_samples(state, cfg)
-    engine = state.engine
-    loss = improved_cd_loss(engine.energy, x_data, x_neg, past, cfg.loss, condition, condition_neg, engine.frozen)
+    loss = improved_cd_loss(state.engine.energy, x_data, x_neg, past, cfg.loss, condition, condition_neg)
 
     parameters = list(state.model.parameters())
     norms = _term_norms(loss, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}

@@ -42,7 +42,7 @@ def results(state, cfg) -> dict[str, torch.Tensor]:
     found = {"slope": torch.autograd.grad(frozen(at).sum(), at)[0]}
     end = langevin_step(energy, start, cfg.sampler, torch.Generator().manual_seed(0), keep_graph=True)
     found["end"] = end.detach()
-    loss = improved_cd_loss(state.engine.energy, x_data, end, past, cfg.loss, frozen=state.engine.frozen)
+    loss = improved_cd_loss(state.engine.energy, x_data, end, past, cfg.loss)
     parameters = list(state.model.parameters())
     for name, term in loss.terms.items():
         slopes = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)

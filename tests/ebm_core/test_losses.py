@@ -7,12 +7,13 @@ from torch import nn
 from ebm_core.config import LossConfig, SamplerConfig
 from ebm_core.losses import (
     contrastive_divergence,
+    energies_for,
     energy_l2,
-    frozen_energy,
     improved_cd_loss,
     nearest_neighbor_entropy,
 )
 from ebm_core.sampler import sample_negatives
+from tests.ebm_core.tiny import frozen_energy
 
 
 class TinyEnergy(nn.Module):
@@ -53,7 +54,9 @@ def test_opt_gradient_equals_a_double_backward_reference():
     # -s v . d/dtheta (dE/dy) for the constant vector v = dE/dx' / n.
     energy = TinyEnergy()
     x_neg = negatives(energy)
-    frozen_energy(energy, x_neg).mean().backward(inputs=list(energy.parameters()))
+    improved_cd_loss(energy, images(6), x_neg, None, LossConfig()).terms["opt"].backward(
+        inputs=list(energy.parameters())
+    )
 
     reference = TinyEnergy()
     rng = torch.Generator().manual_seed(2)
@@ -75,9 +78,59 @@ def test_opt_gradient_equals_a_double_backward_reference():
 def test_opt_carries_no_gradient_where_the_paper_stops_it():
     # With samples that do not depend on theta, L_opt has no gradient at all: the energy outside is frozen.
     energy = TinyEnergy()
-    value = frozen_energy(energy, images(6))
+    value = improved_cd_loss(energy, images(6), images(6, 1), None, LossConfig()).terms["opt"]
     assert not value.requires_grad
-    torch.testing.assert_close(value, energy(images(6)))
+    torch.testing.assert_close(value, energy(images(6, 1)).mean())
+
+
+# What arrives at E(x') for theta: L_CD's and L_l2's gradients, some of them 0, all of them 0, and of very unequal sizes.
+ARRIVALS = {
+    "usual": [-0.2, -0.1, 0.3, 0.1, -0.3, 0.2],
+    "some are zero": [-0.2, 0.0, 0.3, 0.0, -0.3, 0.2],
+    "all are zero": [0.0] * 6,
+    "unequal": [-1e-12, 1e-30, 1e9, 1e-19, -1.0, 1e-8],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("arriving", ARRIVALS)
+def test_one_pass_gives_the_gradients_of_three(arriving, dtype):
+    energy, x_data = TinyEnergy().to(dtype), images(6).to(dtype)
+    x_neg = negatives(TinyEnergy()).detach().to(dtype).requires_grad_()
+    for_data, for_opt = torch.linspace(-1, 1, 6, dtype=dtype), torch.linspace(0, 2, 6, dtype=dtype)
+    weights = (for_data, torch.tensor(ARRIVALS[arriving], dtype=dtype), for_opt)
+    apart = (energy(x_data), energy(x_neg.detach()), frozen_energy(energy, x_neg))
+    gradients = []
+    for outputs in (energies_for(energy, x_data, x_neg), apart):
+        total = torch.stack([(e * w).sum() for e, w in zip(outputs, weights, strict=True)]).sum()
+        gradients.append(torch.autograd.grad(total, [x_neg, *energy.parameters()]))
+    for ours, wanted, one in zip(energies_for(energy, x_data, x_neg), apart, gradients, strict=False):
+        torch.testing.assert_close(ours, wanted)
+        assert all(g.isfinite().all() for g in one)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for ours, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=1e-12 * float(wanted.abs().max()))
+    assert torch.equal(gradients[0][0][0], torch.zeros_like(x_neg[0]))  # L_opt asks nothing of the first sample
+
+
+def test_the_energy_is_evaluated_once():
+    energy, sizes = TinyEnergy(), []
+
+    def counted(x):
+        sizes.append(len(x))
+        return energy(x)
+
+    improved_cd_loss(counted, images(6), negatives(energy), images(3), LossConfig()).total.backward()
+    assert sizes == [12]
+
+
+def test_only_l_opt_and_l_ent_reach_the_samples():
+    energy = TinyEnergy()
+    x_neg = negatives(energy)
+    terms = improved_cd_loss(energy, images(6), x_neg, images(3, 4), LossConfig()).terms
+    for name, term in terms.items():
+        (slope,) = torch.autograd.grad(term, x_neg, retain_graph=True, allow_unused=True)
+        assert (slope is not None) == (name in ("opt", "entropy")), name
 
 
 def test_cd_carries_no_gradient_through_the_samples():

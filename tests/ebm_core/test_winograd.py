@@ -185,7 +185,7 @@ def test_the_engines_energies_slopes_and_loss_gradients_are_the_plain_ones() -> 
         energies = engine.frozen(x)
         sampler = SamplerConfig(step_size=0.1, noise_std=0.0)
         end = langevin_step(engine.chain_energies(None, "last")[0], start, sampler, torch.Generator(), keep_graph=True)
-        loss = improved_cd_loss(engine.energy, x_data, end, past, LossConfig(), frozen=engine.frozen)
+        loss = improved_cd_loss(engine.energy, x_data, end, past, LossConfig())
         terms = {name: flat_gradient(term, engine.model) for name, term in loss.terms.items()}
         found.append({"energies": energies.detach(), "slope": torch.autograd.grad(energies.sum(), x)[0], **terms})
     ours, plain = found
