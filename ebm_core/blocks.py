@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ebm_core import winograd
 from ebm_core.config import ModelConfig
 
 Features = Float[Tensor, "b c h w"]
@@ -63,8 +62,6 @@ class Conv(nn.Conv2d):
     """A convolution with zero padding whose filters may be standardised or divided by their largest singular value."""
 
     u: Tensor
-    by_winograd = False
-    """Whether the engine wants it computed by `winograd.py`."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, reweigh: Reweigh = "as is", stride: int = 1) -> None:
         super().__init__(c_in, c_out, kernel, stride=stride, padding=(kernel - 1) // 2)
@@ -80,8 +77,6 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Features) -> NewFeatures:
         weight, bias = self.effective_weight().to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
-        if self.by_winograd and winograd.pays(x, weight):
-            return winograd.convolve(x, weight, bias)
         return F.conv2d(x, weight, bias, self.stride, self.padding)
 
 

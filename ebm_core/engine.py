@@ -64,8 +64,10 @@ class Engine:
     def __init__(self, model: EnergyModel, cfg: EngineConfig) -> None:
         self.model = model
         self.cfg = cfg
-        use_winograd(model, cfg)
+        if cfg.winograd:
+            require_winograd(model)
         self.twin = frozen_twin(model, torch.bfloat16 if cfg.precision == "bfloat16" else None, packed=cfg.winograd)
+        self.trained = trained_face(model, self.twin) if cfg.winograd else model
         self._functions: dict[str, Callable[..., Any]] = {}
         self.transition: Apply = apply_params
         """How augmentation is applied: in C++ for a compiled engine on a CPU."""
@@ -85,7 +87,10 @@ class Engine:
         return self._frozen(x, condition)
 
     def energy(self, x: Samples, condition: Tensor | None = None) -> Energies:
-        """E_theta(x) with its graph: gradients reach theta and `x`. Compiled, it has first derivatives only."""
+        """E_theta(x) with its graph: gradients reach theta and `x`. Compiled, it has first derivatives only.
+
+        By Winograd, convolutions have the weights of the last `refresh`.
+        """
         return self._function("energy", self._energy)(x, condition)
 
     def chain_energies(self, condition: Tensor | None, backprop: Literal["last", "all"]) -> tuple[Energy, Energy]:
@@ -93,7 +98,7 @@ class Engine:
 
         Compiled, the slope of the first is differentiable in theta alone, which is what the last step needs.
         """
-        theta = dict(self.model.named_parameters())
+        theta = dict(self.trained.named_parameters())
 
         def differentiable(x: Samples) -> Energies:
             if self.cfg.compile and backprop == "last":
@@ -103,7 +108,7 @@ class Engine:
         return differentiable, lambda x: self.frozen(x, condition)
 
     def _energy(self, x: Samples, condition: Tensor | None) -> Energies:
-        return self.model(self.lowered(x), condition)
+        return self.trained(self.lowered(x), condition)
 
     def _frozen(self, x: Samples, condition: Tensor | None) -> Energies:
         return self.twin(self.lowered(x), condition)
@@ -112,7 +117,7 @@ class Engine:
         return value_and_slope(lambda at: self._frozen(at, condition), x)
 
     def _slope(self, theta: dict[str, Tensor], x: Samples, condition: Tensor | None) -> tuple[Energies, Samples]:
-        return value_and_slope(lambda at: functional_call(self.model, theta, (self.lowered(at), condition)), x)
+        return value_and_slope(lambda at: functional_call(self.trained, theta, (self.lowered(at), condition)), x)
 
     def lowered(self, x: Samples) -> Samples:
         """`x` in the precision that the network computes in."""
@@ -135,35 +140,40 @@ def require_compiler() -> None:
         )
 
 
-def use_winograd(model: EnergyModel, cfg: EngineConfig) -> None:
-    """Mark the convolutions that `winograd.py` shall compute: all that it can, or none. ConfigError where it cannot."""
+def require_winograd(model: EnergyModel) -> None:
+    """ConfigError where convolutions by Winograd cannot be: on a GPU, or without a compiler."""
     device = next(model.parameters()).device
-    if cfg.winograd and device.type != "cpu":
+    if device.type != "cpu":
         raise ConfigError(f"engine.winograd = True: it is for CPUs and this run is on {device}; set it to false")
-    if cfg.winograd:
-        winograd.load()
-    for layer in model.modules():
-        if isinstance(layer, Conv):
-            layer.by_winograd = cfg.winograd and winograd.fits(layer)
+    winograd.load()
 
 
 def frozen_twin(model: EnergyModel, dtype: torch.dtype | None, *, packed: bool = False) -> EnergyModel:
     """A copy of `model` without gradients that uses its effective weights as they are: see `copy_effective`.
 
     dtype: precision in which the convolutions' weights are kept, so that they are converted once per step. packed: keep
-    those that `use_winograd` marked transformed.
+    those that `winograd.py` serves transformed.
     """
     twin = copy.deepcopy(model).requires_grad_(False)
     for parent in list(twin.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Dense):
                 layer.spectral = False
-            elif isinstance(layer, Conv) and packed and layer.by_winograd:
+            elif isinstance(layer, Conv) and packed and winograd.fits(layer):
                 setattr(parent, name, winograd.PackedConv(layer))
             elif isinstance(layer, Conv):
-                layer.reweigh, layer.by_winograd = "as is", False
+                layer.reweigh = "as is"
                 layer.to(dtype)
     return twin
+
+
+def trained_face(model: EnergyModel, twin: EnergyModel) -> EnergyModel:
+    """`model`, with its own parameters, whose convolutions compute with `twin`'s packed weights where that has them."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    for frozen, layer in zip(twin.modules(), model.modules(), strict=True):
+        if isinstance(frozen, winograd.PackedConv) and isinstance(layer, Conv):
+            shared[id(layer)] = winograd.TrainedConv(layer, frozen)
+    return copy.deepcopy(model, shared)
 
 
 @torch.no_grad()

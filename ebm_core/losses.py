@@ -89,7 +89,7 @@ def energies_for(energy: Energy, x_data: Samples, x_neg: Samples) -> tuple[Energ
 
 
 NEARLY_ZERO = 1e-20
-"""Sent to an energy that would be sent 0 for theta, so that x' can have its gradient: no bit of theta's changes by it."""
+"""Sent to an E(x') that would be sent 0 for theta, so that x' can have its gradient: theta's changes by no bit."""
 
 
 @dataclass(slots=True)

@@ -9,7 +9,9 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
@@ -304,6 +306,12 @@ at::Tensor weight_gradient(const at::Tensor& x_any, const at::Tensor& g_any) {
   Grid grid(x);
   TORCH_CHECK(g.size(0) == grid.images && g.size(2) == grid.height && g.size(3) == grid.width, "winograd: g does not fit x");
   int64_t tiles = grid.tiles(), size = in * out;
+  if (size > 4 * tiles * (in + out)) {  // to transform the sums back would take longer than to do without
+    at::Tensor like = at::empty({out, in, 3, 3}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    auto found = at::convolution_backward(g, x, like, at::OptionalIntArrayRef(), {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1,
+                                          {false, true, false});
+    return std::get<1>(found).contiguous(at::MemoryFormat::ChannelsLast);
+  }
   bool shared = by_plane(tiles, in, out);
   int64_t workers = shared ? 1 : at::get_num_threads();
   at::Tensor sums = at::empty({workers, PLANES, in, out}, x.options());
@@ -353,14 +361,6 @@ at::Tensor weight_gradient(const at::Tensor& x_any, const at::Tensor& g_any) {
   return taps.permute({3, 2, 0, 1}).contiguous(at::MemoryFormat::ChannelsLast);  // as the weights lie
 }
 
-at::Tensor convolve_packed(const at::Tensor& x, const at::Tensor& u, const at::Tensor&, const Bias& bias) {
-  return convolve(x, u, bias);
-}
-
-at::Tensor convolve_plain(const at::Tensor& x, const at::Tensor& weight, const Bias& bias, bool turned) {
-  return convolve(x, pack(weight, turned), bias);
-}
-
 // Derivatives. Each operator's kernel for autograd adds a node to the graph and calls the operator itself again below
 // autograd, as PyTorch's own do: only so do nested transforms (torch.func.grad within torch.func.grad) see it at every
 // level. torch::autograd::Function refuses to be nested, and a Python one, compiled, loses the outer derivative.
@@ -369,117 +369,102 @@ using at::Tensor;
 using torch::autograd::SavedVariable;
 using List = torch::autograd::variable_list;
 
+// The convolution with `forward`, or the one with `backward`, its turned twin. `weight` is what both were packed from:
+// not read, but it receives the gradient.
+Tensor convolution(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias&, const Bias& bias,
+                   bool turned) {
+  return convolve(x, turned ? backward : forward, bias);
+}
+
 template <typename Signature>
 auto operation(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-Tensor call_convolution(const Tensor& x, const Tensor& weight, const Bias& bias, bool turned) {
-  static auto op = operation<Tensor(const Tensor&, const Tensor&, const Bias&, bool)>("confab::winograd");
-  return op.call(x, weight, bias, turned);
-}
-
-Tensor call_packed(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias& bias) {
-  static auto op =
-      operation<Tensor(const Tensor&, const Tensor&, const Tensor&, const Bias&)>("confab::winograd_packed");
-  return op.call(x, forward, backward, bias);
+Tensor call_convolution(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias& weight,
+                        const Bias& bias, bool turned) {
+  static auto op = operation<decltype(convolution)>("confab::winograd_convolve");
+  return op.call(x, forward, backward, weight, bias, turned);
 }
 
 Tensor call_weight_gradient(const Tensor& x, const Tensor& g) {
-  static auto op = operation<Tensor(const Tensor&, const Tensor&)>("confab::winograd_weight_gradient");
+  static auto op = operation<decltype(weight_gradient)>("confab::winograd_weight_gradient");
   return op.call(x, g);
 }
 
-// A node that has saved two tensors.
-struct Node : torch::autograd::Node {
-  SavedVariable first, second;
-  void release_variables() override {
-    first.reset_data();
-    second.reset_data();
-  }
-};
-
-// Of x, weight, bias; saved: x, weight. The gradient in x is the convolution of g with the weight turned, and since the
-// two are adjoint, x and g change places in the gradient of a turned weight.
-struct ConvolutionNode : Node {
+// Of x, weight, bias. The gradient in x is the convolution of g with the weight turned, and since the two are adjoint,
+// x and g change places in the gradient of a turned weight.
+struct ConvolutionNode : torch::autograd::Node {
+  SavedVariable x, forward, backward, weight;
   bool turned = false;
+  void release_variables() override {
+    for (SavedVariable* saved : {&x, &forward, &backward, &weight}) saved->reset_data();
+  }
   List apply(List&& outer) override {
     const Tensor& g = outer[0];
     if (!g.defined()) return List(3);
-    Tensor x = first.unpack();
-    return {task_should_compute_output(0) ? call_convolution(g, second.unpack(), {}, !turned) : Tensor(),
-            task_should_compute_output(1) ? (turned ? call_weight_gradient(g, x) : call_weight_gradient(x, g)) : Tensor(),
+    Tensor w = weight.unpack();
+    auto in_x = [&] {
+      return call_convolution(g, forward.unpack(), backward.unpack(), w.defined() ? Bias(w) : Bias(), {}, !turned);
+    };
+    auto in_weight = [&] { return turned ? call_weight_gradient(g, x.unpack()) : call_weight_gradient(x.unpack(), g); };
+    return {task_should_compute_output(0) ? in_x() : Tensor(), task_should_compute_output(1) ? in_weight() : Tensor(),
             task_should_compute_output(2) ? g.sum({0, 2, 3}) : Tensor()};
   }
 };
 
-struct PackedNode : Node {  // of x; saved: the packed weight and its turned twin
-  List apply(List&& outer) override {
-    return {outer[0].defined() ? call_packed(outer[0], second.unpack(), first.unpack(), {}) : Tensor()};
-  }
-};
-
-struct WeightGradientNode : Node {  // of x, g, bilinear; saved: both
-  List apply(List&& outer) override {
-    const Tensor& kernel = outer[0];
-    if (!kernel.defined()) return List(2);
-    return {task_should_compute_output(0) ? call_convolution(second.unpack(), kernel, {}, true) : Tensor(),
-            task_should_compute_output(1) ? call_convolution(first.unpack(), kernel, {}, false) : Tensor()};
-  }
-};
-
-// `call()` below autograd; where a gradient is wanted, its result gets `node`, which saves `first` and `second`.
-template <typename Kind, typename Call, typename... Inputs>
-Tensor recorded(c10::intrusive_ptr<Kind> node, const Tensor& first, const Tensor& second, Call call,
-                const Inputs&... inputs) {
-  bool wanted = torch::autograd::compute_requires_grad(inputs...);
-  if (wanted) {
-    node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
-    node->first = SavedVariable(first, false);
-    node->second = SavedVariable(second, false);
+Tensor convolution_autograd(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias& weight,
+                            const Bias& bias, bool turned) {
+  Tensor w = weight ? *weight : Tensor(), b = bias ? *bias : Tensor();
+  c10::intrusive_ptr<ConvolutionNode> node;
+  if (torch::autograd::compute_requires_grad(x, w, b)) {
+    node = c10::make_intrusive<ConvolutionNode>();
+    node->set_next_edges(torch::autograd::collect_next_edges(x, w, b));
+    if (node->should_compute_output(1)) node->x = SavedVariable(x, false);
+    node->forward = SavedVariable(forward, false);
+    node->backward = SavedVariable(backward, false);
+    node->weight = SavedVariable(w, false);
+    node->turned = turned;
   }
   Tensor result = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call();
+    return call_convolution(x, forward, backward, weight, bias, turned);
   }();
-  if (wanted) torch::autograd::set_history(result, node);
+  if (node) torch::autograd::set_history(result, node);
   return result;
 }
 
-Tensor convolution_autograd(const Tensor& x, const Tensor& weight, const Bias& bias, bool turned) {
-  auto node = c10::make_intrusive<ConvolutionNode>();
-  node->turned = turned;
-  auto call = [&] { return call_convolution(x, weight, bias, turned); };
-  return recorded(node, x, weight, call, x, weight, bias ? *bias : Tensor());
-}
-
-Tensor packed_autograd(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias& bias) {
-  auto call = [&] { return call_packed(x, forward, backward, bias); };
-  return recorded(c10::make_intrusive<PackedNode>(), forward, backward, call, x);
-}
-
+// Its own derivatives, third ones of an energy, are not there: whoever asks for them is told.
 Tensor weight_gradient_autograd(const Tensor& x, const Tensor& g) {
-  return recorded(c10::make_intrusive<WeightGradientNode>(), x, g, [&] { return call_weight_gradient(x, g); }, x, g);
+  Tensor result = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return call_weight_gradient(x, g);
+  }();
+  if (torch::autograd::compute_requires_grad(x, g)) {
+    auto edges = torch::autograd::collect_next_edges(x, g);
+    torch::autograd::set_history(
+        result, c10::make_intrusive<torch::autograd::NotImplemented>("winograd's weight gradient", std::move(edges)));
+  }
+  return result;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(confab, library) {
-  library.def("winograd(Tensor x, Tensor weight, Tensor? bias, bool turned=False) -> Tensor");
+  library.def(
+      "winograd_convolve(Tensor x, Tensor forward, Tensor backward, Tensor? weight, Tensor? bias, bool turned=False)"
+      " -> Tensor");
   library.def("winograd_weight_gradient(Tensor x, Tensor g) -> Tensor");
-  library.def("winograd_packed(Tensor x, Tensor forward, Tensor backward, Tensor? bias) -> Tensor");
   library.def("winograd_pack(Tensor weight, bool turned=False) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(confab, CPU, library) {
-  library.impl("winograd", convolve_plain);
+  library.impl("winograd_convolve", convolution);
   library.impl("winograd_weight_gradient", weight_gradient);
-  library.impl("winograd_packed", convolve_packed);
   library.impl("winograd_pack", pack);
 }
 
 TORCH_LIBRARY_IMPL(confab, Autograd, library) {
-  library.impl("winograd", convolution_autograd);
+  library.impl("winograd_convolve", convolution_autograd);
   library.impl("winograd_weight_gradient", weight_gradient_autograd);
-  library.impl("winograd_packed", packed_autograd);
 }

@@ -4,14 +4,15 @@ For float32 on CPUs, made for AVX-512; `winograd.cpp` does the work and is compi
 reproducible as a direct convolution's, and about twice as far from the exact one: 1e-6, relative.
 """
 
-import math
 from functools import cache
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ebm_core import native
+from ebm_core.blocks import Conv
 from ebm_core.errors import ConfigError
 
 PANEL = 32
@@ -49,13 +50,6 @@ def applies(x: Images) -> bool:
     return x.dtype == torch.float32 and min(x.shape[-2:]) >= 4
 
 
-def pays(x: Images, weight: Kernel) -> bool:
-    """Whether they do with a weight that changes from call to call: to transform it costs as much as many tiles do."""
-    batch, c_in, height, width = x.shape
-    tiles = batch * math.ceil(height / 4) * math.ceil(width / 4)
-    return applies(x) and tiles * (c_in + len(weight)) > c_in * len(weight)
-
-
 def pack(weight: Kernel, *, turned: bool = False) -> Tensor:
     """The kernel transformed, G g G^T: (36 c_out/32 c_in 32).
 
@@ -64,16 +58,19 @@ def pack(weight: Kernel, *, turned: bool = False) -> Tensor:
     return torch.ops.confab.winograd_pack(weight, turned)
 
 
-def convolve(x: Images, weight: Kernel, bias: Float[Tensor, "c_out"]) -> Outputs:
-    """conv2d(x, weight, bias, padding=1), differentiable any number of times in all three."""
-    return torch.ops.confab.winograd(x, weight, bias)
-
-
-def convolve_packed(
-    x: Images, forward: Packed, backward: Float[Tensor, "36 panels_in c_out 32"], bias: Float[Tensor, "c_out"]
+def convolve(
+    x: Images,
+    forward: Packed,
+    backward: Float[Tensor, "36 panels_in c_out 32"],
+    weight: Kernel | None,
+    bias: Float[Tensor, "c_out"],
 ) -> Outputs:
-    """The same with a constant weight: `pack(weight)` and `pack(weight, turned=True)`. Differentiable in `x`."""
-    return torch.ops.confab.winograd_packed(x, forward, backward, bias)
+    """conv2d(x, weight, bias, padding=1) by `pack(weight)` and `pack(weight, turned=True)`, made before.
+
+    Differentiable in x, bias and weight, which may be None: constant. The value of `weight` is not read. A gradient in
+    `weight` cannot be differentiated again: RuntimeError.
+    """
+    return torch.ops.confab.winograd_convolve(x, forward, backward, weight, bias)
 
 
 class PackedConv(nn.Module):
@@ -103,8 +100,23 @@ class PackedConv(nn.Module):
 
     def forward(self, x: Images) -> Outputs:
         if applies(x):
-            return convolve_packed(x, self.forward_weight, self.backward_weight, self.bias)
+            return convolve(x, self.forward_weight, self.backward_weight, None, self.bias)
         return nn.functional.conv2d(x, self.weight, self.bias, padding=1)
+
+
+class TrainedConv(nn.Module):
+    """A convolution that is trained, computed from what a `PackedConv` has transformed of its present weight."""
+
+    def __init__(self, layer: Conv, packed: PackedConv) -> None:
+        super().__init__()
+        self.layer = layer
+        self.packed = packed
+
+    def forward(self, x: Images) -> Outputs:
+        if not applies(x):
+            return self.layer(x)
+        forward, backward = self.packed.forward_weight, self.packed.backward_weight
+        return convolve(x, forward, backward, self.layer.effective_weight(), cast(Tensor, self.layer.bias))
 
 
 def _channels_last(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
@@ -112,11 +124,10 @@ def _channels_last(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
 
 
 FAKES = {
-    "winograd": lambda x, weight, bias, turned=False: _channels_last(x, x.shape[0], weight.shape[turned], *x.shape[2:]),
-    "winograd_weight_gradient": lambda x, g: _channels_last(x, g.shape[1], x.shape[1], 3, 3),
-    "winograd_packed": lambda x, forward, backward, bias: _channels_last(
-        x, x.shape[0], forward.shape[1] * PANEL, *x.shape[2:]
+    "winograd_convolve": lambda x, forward, backward, weight, bias, turned=False: _channels_last(
+        x, x.shape[0], (backward if turned else forward).shape[1] * PANEL, *x.shape[2:]
     ),
+    "winograd_weight_gradient": lambda x, g: _channels_last(x, g.shape[1], x.shape[1], 3, 3),
     "winograd_pack": lambda weight, turned=False: weight.new_empty(
         (36, weight.shape[turned] // PANEL, weight.shape[1 - turned], PANEL)
     ),

@@ -83,7 +83,7 @@ def test_opt_carries_no_gradient_where_the_paper_stops_it():
     torch.testing.assert_close(value, energy(images(6, 1)).mean())
 
 
-# What arrives at E(x') for theta: L_CD's and L_l2's gradients, some of them 0, all of them 0, and of very unequal sizes.
+# What arrives at E(x') for theta: zeros among it, nothing but zeros, numbers of very unequal sizes.
 ARRIVALS = {
     "usual": [-0.2, -0.1, 0.3, 0.1, -0.3, 0.2],
     "some are zero": [-0.2, 0.0, 0.3, 0.0, -0.3, 0.2],

@@ -1,5 +1,6 @@
 """Winograd's convolutions against the definition in float64: values, gradients, gradients of gradients."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -45,6 +46,11 @@ def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
     return float((ours - exact).norm() / exact.norm())
 
 
+def by_winograd(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    packed = [winograd.pack(weight.detach(), turned=turned) for turned in (False, True)]
+    return winograd.convolve(x, *packed, weight, bias)
+
+
 def direct(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
@@ -61,8 +67,8 @@ def gradients(convolve, *given: torch.Tensor) -> list[torch.Tensor]:
 def test_values_and_gradients_are_those_of_a_convolution(shape: tuple[int, ...], layout: torch.memory_format) -> None:
     given = [t.to(memory_format=layout) if t.ndim == 4 else t for t in tensors(*shape)]
     exact = [t.double() for t in given]
-    assert error(winograd.convolve(*given[:3]), direct(*exact[:3])) < BOUND
-    for ours, wanted in zip(gradients(winograd.convolve, *given), gradients(direct, *exact), strict=True):
+    assert error(by_winograd(*given[:3]), direct(*exact[:3])) < BOUND
+    for ours, wanted in zip(gradients(by_winograd, *given), gradients(direct, *exact), strict=True):
         assert ours.shape == wanted.shape
         assert error(ours, wanted) < BOUND
 
@@ -73,7 +79,7 @@ def test_a_kernel_of_one_tap_copies_or_shifts_the_image(at: tuple[int, int]) -> 
     weight = torch.zeros(32, 32, 3, 3)
     weight[range(32), range(32), at[0], at[1]] = 1.0
     moved = F.pad(x, (1, 1, 1, 1))[:, :, at[0] : at[0] + 9, at[1] : at[1] + 6]
-    assert torch.allclose(winograd.convolve(x, weight, torch.zeros(32)), moved, rtol=0, atol=3e-6)
+    assert torch.allclose(by_winograd(x, weight, torch.zeros(32)), moved, rtol=0, atol=3e-6)
 
 
 def mixed(convolve, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
@@ -91,7 +97,7 @@ def test_second_derivatives_are_those_of_a_convolution(size: tuple[int, int]) ->
     x, weight, bias, v = tensors(batch, 32, 32, side, side)
     given = (x, weight / 17, bias, v)
     exact = mixed(direct, *[t.double() for t in given])
-    for ours, wanted in zip(mixed(winograd.convolve, *given), exact, strict=True):
+    for ours, wanted in zip(mixed(by_winograd, *given), exact, strict=True):
         assert error(ours, wanted) < 1e-5
 
 
@@ -110,19 +116,19 @@ def test_nested_function_transforms_see_every_derivative() -> None:
 
     given = (x, weight / 17, bias, v)
     exact = mixed_in_weight(direct, *[t.double() for t in given])
-    assert error(mixed_in_weight(torch.ops.confab.winograd, *given), exact) < 1e-5
+    assert error(mixed_in_weight(by_winograd, *given), exact) < 1e-5
 
 
 def test_pytorch_finds_the_operators_well_formed() -> None:
     """Schema, derivatives' registration, shapes and strides for the compiler, tracing with derivatives."""
     x, weight, bias, g = (t.requires_grad_() for t in tensors(2, 32, 64, 5, 6))
-    forward, backward = winograd.pack(weight.detach()), winograd.pack(weight.detach(), turned=True)
+    packed = [winograd.pack(weight.detach(), turned=turned) for turned in (False, True)]
     ops = torch.ops.confab
     for op, given in (
-        (ops.winograd.default, (x, weight, bias)),
-        (ops.winograd.default, (g, weight, None, True)),
-        (ops.winograd_weight_gradient.default, (x, g)),
-        (ops.winograd_packed.default, (x, forward, backward, bias.detach())),
+        (ops.winograd_convolve.default, (x, *packed, weight, bias)),
+        (ops.winograd_convolve.default, (x, *packed, None, None)),
+        (ops.winograd_convolve.default, (g, *packed, weight, None, True)),
+        (ops.winograd_weight_gradient.default, (x.detach(), g.detach())),
         (ops.winograd_pack.default, (weight.detach(), True)),
     ):
         assert set(torch.library.opcheck(op, given).values()) == {"SUCCESS"}
@@ -134,9 +140,9 @@ def test_constant_weights_give_the_same_bits_as_changing_ones_and_follow_the_lay
     layer.take(weight, bias)
     x = x.requires_grad_()
     y = layer(x)
-    assert torch.equal(y, winograd.convolve(x, weight, bias))
+    assert torch.equal(y, by_winograd(x, weight, bias))
     (slope,) = torch.autograd.grad(y, x, outer)
-    assert torch.equal(slope, gradients(winograd.convolve, x.detach(), weight, bias, outer)[0])
+    assert torch.equal(slope, gradients(by_winograd, x.detach(), weight, bias, outer)[0])
     tiny = torch.rand(2, 32, 3, 3)  # smaller than a tile: computed directly
     assert error(layer(tiny), direct(tiny.double(), weight.double(), bias.double())) < 1e-6
 
@@ -144,12 +150,12 @@ def test_constant_weights_give_the_same_bits_as_changing_ones_and_follow_the_lay
 @pytest.mark.parametrize("shape", [(16, 32, 32, 16, 16), (6, 128, 128, 4, 4)], ids=["by tiles", "by planes"])
 def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(shape: tuple[int, ...]) -> None:
     x, weight, bias, _ = tensors(*shape)
-    whole = winograd.convolve(x, weight, bias)
-    assert torch.equal(whole[3:4], winograd.convolve(x[3:4], weight, bias))
+    whole = by_winograd(x, weight, bias)
+    assert torch.equal(whole[3:4], by_winograd(x[3:4], weight, bias))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert torch.equal(winograd.convolve(x, weight, bias), whole)
+        assert torch.equal(by_winograd(x, weight, bias), whole)
     finally:
         torch.set_num_threads(threads)
 
@@ -214,11 +220,36 @@ def test_both_faces_of_the_energy_use_it_and_a_chain_transforms_no_weight() -> N
     num_packed = sum(isinstance(m, winograd.PackedConv) for m in engine.twin.modules())
     with Calls() as chain:
         torch.autograd.grad(engine.frozen(x).sum(), x)
-    assert chain.names == {"winograd_packed": 2 * num_packed}
+    assert chain.names == {"winograd_convolve": 2 * num_packed}
     with Calls() as training:
         engine.energy(x).sum().backward()
-    assert training.names["winograd"] > num_packed
-    assert training.names["winograd_weight_gradient"] == training.names["winograd"] / 2
+    assert training.names == {"winograd_convolve": 2 * num_packed, "winograd_weight_gradient": num_packed}
+
+
+def test_what_is_trained_has_the_weights_of_the_last_refresh_and_its_own_gradients() -> None:
+    model = moved_model()
+    engine, plain = Engine(model, EngineConfig(winograd=True)), Engine(model, EngineConfig())
+    x = torch.rand(4, 3, 32, 32)
+    names = [name for name, _ in model.named_parameters()]
+    assert {id(p) for p in engine.trained.parameters()} == {id(p) for p in model.parameters()}
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1).add_(0.01)
+        engine.refresh()
+        found = [torch.autograd.grad(e.energy(x).sum(), list(model.parameters())) for e in (engine, plain)]
+        for name, ours, wanted in zip(names, *found, strict=True):
+            assert wanted.ndim < 4 or error(ours, wanted) < 2e-4, name
+    copied = copy.deepcopy(engine)
+    assert {id(p) for p in copied.trained.parameters()} == {id(p) for p in copied.model.parameters()}
+    assert not {id(p) for p in copied.trained.parameters()} & {id(p) for p in model.parameters()}
+
+
+def test_a_third_derivative_is_refused() -> None:
+    x, weight, bias, outer = (t.requires_grad_() for t in tensors(1, 32, 32, 4, 4))
+    (in_weight,) = torch.autograd.grad(by_winograd(x, weight, bias), weight, outer, create_graph=True)
+    with pytest.raises(RuntimeError, match="winograd's weight gradient"):
+        in_weight.square().sum().backward()
 
 
 def test_another_engine_of_the_same_model_computes_directly_again() -> None:
