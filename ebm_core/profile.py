@@ -19,8 +19,9 @@ from ebm_core.trainer import TrainState, init_state, train_step
 
 PARTS = {
     "sampling": "Langevin steps, each a forward pass and an input gradient",
-    "forwards": "energies of data and negatives, and of L_opt",
-    "backward": "gradients in theta, those of L_KL included",
+    "forwards": "energies of data and negatives",
+    "backward": "gradients in theta, and of L_opt in the negatives",
+    "KL": "gradient of L_KL in theta, through the last Langevin step",
     "buffer": "draw from and insert into the replay buffer, chain starts",
     "augmentation": "data augmentation transitions of past samples",
     "L_ent": "past samples of Eq. 7 and the nearest among them",
@@ -30,7 +31,7 @@ PARTS = {
     "communication": "average of gradients over the workers",
     "other": "metrics, stability monitor, effective weights of the frozen energy",
 }
-NETWORK = ("sampling", "forwards", "backward")
+NETWORK = ("sampling", "forwards", "backward", "KL")
 """The parts that are network passes; all others should vanish beside them."""
 
 
@@ -63,12 +64,21 @@ class StepProfile:
         return (self.first_step_seconds + (num_steps - 1) * self.step_seconds) / 3600
 
 
+@dataclass(slots=True)
+class _Part:
+    """A part that runs: since when, and how much of it inner parts took."""
+
+    name: str
+    start: float
+    inner: float = 0.0
+
+
 class Clock:
     """Sums the time inside wrapped functions; what an inner one takes is not counted for the outer one."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
-        self._inner = [0.0]
+        self._open: list[_Part] = []
         self._device = device
 
     def now(self) -> float:
@@ -78,14 +88,25 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        start = self.now()
-        self._inner.append(0.0)
+        begin = self.now()
+        self._open.append(_Part(name, begin))
         try:
             yield
         finally:
-            elapsed = self.now() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inner.pop()
-            self._inner[-1] += elapsed
+            end, part = self.now(), self._open.pop()
+            self._add(part.name, end - part.start - part.inner)
+            if self._open:
+                self._open[-1].inner += end - begin
+
+    def rename(self, name: str, new: str) -> None:
+        """What is left of the innermost part counts as `new`, if that part is `name`."""
+        if self._open and self._open[-1].name == name:
+            now, part = self.now(), self._open[-1]
+            self._add(name, now - part.start - part.inner)
+            self._open[-1] = _Part(new, now)
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -136,7 +157,6 @@ def profile_step(cfg: TrainConfig, num_steps: int = 5) -> StepProfile:
 def clocked(state: TrainState, clock: Clock) -> Iterator[None]:
     """Time the names that `train_step` calls; the step itself is the one that training runs."""
     names = {
-        "sample_negatives": "sampling",
         "improved_cd_loss": "forwards",
         "chain_starts": "buffer",
         "augment": "augmentation",
@@ -145,7 +165,16 @@ def clocked(state: TrainState, clock: Clock) -> Iterator[None]:
         "_sync": "communication",
         "ema_update": "EMA",
     }
+
+    def negatives(*args: Any, **kwargs: Any) -> torch.Tensor:
+        x_neg = sample_negatives(*args, **kwargs)
+        if x_neg.requires_grad:  # once their gradient is there, only L_KL's way into theta is left
+            x_neg.register_hook(lambda _: clock.rename("backward", "KL"))
+        return x_neg
+
     with ExitStack() as stack:
+        sample_negatives = clock.timed("sampling", trainer.sample_negatives)
+        stack.enter_context(patch.object(trainer, "sample_negatives", negatives))
         for name, part in names.items():
             stack.enter_context(patch.object(trainer, name, clock.timed(part, getattr(trainer, name))))
         entropy = clock.timed("L_ent", losses.nearest_neighbor_entropy)
