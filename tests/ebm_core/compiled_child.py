@@ -39,7 +39,8 @@ def results(state, cfg) -> dict[str, torch.Tensor]:
     state.engine.refresh()
     energy, frozen = state.engine.chain_energies(None, "last")
     at = start.clone().requires_grad_()
-    found = {"slope": torch.autograd.grad(frozen(at).sum(), at)[0]}
+    unequal = torch.arange(1.0, len(at) + 1)
+    found = {"slope": torch.autograd.grad((unequal * frozen(at)).sum(), at)[0]}
     end = langevin_step(energy, start, cfg.sampler, torch.Generator().manual_seed(0), keep_graph=True)
     found["end"] = end.detach()
     loss = improved_cd_loss(state.engine.energy, x_data, end, past, cfg.loss)

@@ -114,14 +114,16 @@ def test_one_pass_gives_the_gradients_of_three(arriving, dtype):
 
 
 def test_the_energy_is_evaluated_once():
-    energy, sizes = TinyEnergy(), []
+    energy, calls = TinyEnergy(), []
 
     def counted(x):
-        sizes.append(len(x))
+        calls.append((len(x), x.requires_grad))
         return energy(x)
 
-    improved_cd_loss(counted, images(6), negatives(energy), images(3), LossConfig()).total.backward()
-    assert sizes == [12]
+    for kl_weight in (1.0, 0.0):  # without L_opt nobody asks for the slope in the samples
+        cfg = LossConfig(kl_weight=kl_weight)
+        improved_cd_loss(counted, images(6), negatives(energy), images(3), cfg).total.backward()
+    assert calls == [(12, True), (12, False)]
 
 
 def test_only_l_opt_and_l_ent_reach_the_samples():
