@@ -33,6 +33,7 @@ from ebm_core.losses import (
     Loss,
     contrastive_divergence,
     energy_l2,
+    frozen_energy,
     improved_cd_loss,
     nearest_neighbor_entropy,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "ema_update",
     "energy_l2",
     "from_tree",
+    "frozen_energy",
     "generate",
     "hmc_step",
     "improved_cd_loss",

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from ebm_core.config import LossConfig
 from ebm_core.types import Energies, Energy, Samples, Scalar
@@ -26,6 +27,15 @@ class Loss:
 def contrastive_divergence(energy_data: Energies, energy_neg: Energies) -> Scalar:
     """L_CD = E_p[E(x)] - E_q[E(x')], Eq. 4; the samples carry no gradient here (stop-gradient of q)."""
     return energy_data.mean() - energy_neg.mean()
+
+
+def frozen_energy(energy: nn.Module, x: Samples, condition: Tensor | None = None) -> Energies:
+    """E with theta held constant, Eq. 5 and 6 to the letter: the gradient reaches `x` and never the parameters.
+
+    `energies_for` gives the same to L_opt, without a pass of its own.
+    """
+    theta = {name: p.detach() for name, p in energy.named_parameters()}
+    return functional_call(energy, theta, (x,) if condition is None else (x, condition))
 
 
 def nearest_neighbor_entropy(x_neg: Samples, past: Float[Tensor, "n *shape"]) -> Scalar:

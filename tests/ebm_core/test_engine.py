@@ -12,11 +12,11 @@ from ebm_core.augment import AugmentParams, apply_natively, apply_params
 from ebm_core.config import EngineConfig, LossConfig, ModelConfig, SamplerConfig
 from ebm_core.engine import Engine, frozen_twin, prepare
 from ebm_core.errors import ConfigError
-from ebm_core.losses import improved_cd_loss
+from ebm_core.losses import frozen_energy, improved_cd_loss
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.sampler import langevin_step
 from ebm_core.trainer import TrainState, fingerprint, init_state, train_step
-from tests.ebm_core.tiny import batch, frozen_energy, tiny_config
+from tests.ebm_core.tiny import batch, tiny_config
 
 LAYOUTS = {
     "standardised": ModelConfig(widths=(4, 4, 8, 8), norm="layer"),

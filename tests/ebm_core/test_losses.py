@@ -9,11 +9,11 @@ from ebm_core.losses import (
     contrastive_divergence,
     energies_for,
     energy_l2,
+    frozen_energy,
     improved_cd_loss,
     nearest_neighbor_entropy,
 )
 from ebm_core.sampler import sample_negatives
-from tests.ebm_core.tiny import frozen_energy
 
 
 class TinyEnergy(nn.Module):

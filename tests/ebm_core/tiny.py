@@ -5,8 +5,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
 
 from ebm_core.config import (
     AugmentConfig,
@@ -62,9 +60,3 @@ def step_together(workers: list[TrainState], x: torch.Tensor, cfg: TrainConfig) 
 
     for worker in workers:
         train_step(worker, x[worker.shards.span(len(x))], cfg, average)
-
-
-def frozen_energy(energy: nn.Module, x: Tensor, condition: Tensor | None = None) -> Tensor:
-    """E with theta held constant, Eq. 5 and 6 to the letter: what the losses' and the engine's are compared with."""
-    theta = {name: p.detach() for name, p in energy.named_parameters()}
-    return functional_call(energy, theta, (x,) if condition is None else (x, condition))
