@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch.func import functional_call
 
 from ebm_core import native, winograd
@@ -61,7 +62,8 @@ def memory_format(cfg: EngineConfig) -> torch.memory_format:
 class Engine:
     """How one worker evaluates its model. It holds no state of training: every step calls `refresh`."""
 
-    def __init__(self, model: EnergyModel, cfg: EngineConfig) -> None:
+    def __init__(self, model: EnergyModel, cfg: EngineConfig, *, keeps_graphs: bool = False) -> None:
+        """keeps_graphs: whether anyone goes back twice through one energy, as `train.grad_norms_every` does."""
         self.model = model
         self.cfg = cfg
         if cfg.winograd:
@@ -72,6 +74,8 @@ class Engine:
         self.transition: Apply = apply_params
         """How augmentation is applied: in C++ for a compiled engine on a CPU."""
         device = next(model.parameters()).device
+        if cfg.compile and keeps_graphs:  # else the first way back may overwrite what the second one needs
+            functorch_config.donated_buffer = False
         if cfg.compile and device.type == "cpu":
             require_compiler()
             self.transition = load_native()

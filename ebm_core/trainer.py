@@ -58,7 +58,8 @@ def init_state(cfg: TrainConfig, seed: int | None = None, shards: Shards | None 
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg.optimizer.lr, betas=cfg.optimizer.betas)
     ema = copy.deepcopy(model).requires_grad_(False)
     monitor = StabilityMonitor(cfg.train, cfg.loss)
-    return TrainState(0, seed, shards, model, ema, optimizer, buffer, monitor, Engine(model, cfg.engine))
+    engine = Engine(model, cfg.engine, keeps_graphs=cfg.train.grad_norms_every > 0)
+    return TrainState(0, seed, shards, model, ema, optimizer, buffer, monitor, engine)
 
 
 def train_step(

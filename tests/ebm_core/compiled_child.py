@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ebm_core import checkpoint
-from ebm_core.config import EngineConfig, ModelConfig
+from ebm_core.config import EngineConfig, LoopConfig, ModelConfig
 from ebm_core.losses import improved_cd_loss
 from ebm_core.sampler import langevin_step
 from ebm_core.trainer import fingerprint, init_state, train_step
@@ -31,6 +31,19 @@ def main(folder: Path, winograd: bool) -> None:
     checkpoint.load(resumed, folder)
     train(resumed, cfg, 5)
     print(json.dumps({"errors": errors, "whole": fingerprint(state), "resumed": fingerprint(resumed)}))
+
+
+def norms() -> None:
+    """Gradient norms of every term in the second step, compiled and plain; the first goes back only once."""
+    model = ModelConfig(kind="mnist", widths=(32, 32), norm="layer", attention=False, multiscale=False)
+    cfg = tiny_config(model=model, train=LoopConfig(batch_size=8, grad_norms_every=2))
+    found = []
+    for engine in (EngineConfig(compile=True, winograd=True), EngineConfig()):
+        run = dataclasses.replace(cfg, engine=engine)
+        state = init_state(run)
+        rows = [train_step(state, batch(i, run), run) for i in range(2)]
+        found.append({name: value for name, value in rows[-1].items() if name.startswith("grad_norm")})
+    print(json.dumps(found))
 
 
 def results(state, cfg) -> dict[str, torch.Tensor]:
@@ -57,4 +70,7 @@ def train(state, cfg, until: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] == ["winograd"])
+    if sys.argv[2] == "norms":
+        norms()
+    else:
+        main(Path(sys.argv[1]), sys.argv[2] == "winograd")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,13 +128,24 @@ def test_a_bfloat16_run_resumes_to_the_same_bits(tmp_path) -> None:
     assert fingerprint(trained(resumed, cfg, 6)) == fingerprint(whole)
 
 
+def compiled_child(folder: Path, what: str):
+    child = [sys.executable, "-m", "tests.ebm_core.compiled_child", str(folder), what]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_compiled_norms_of_every_term_are_the_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what other tests have compiled would hide a fault
+    ours, plain = compiled_child(tmp_path, "norms")
+    assert set(ours) == {"grad_norm", *(f"grad_norm/{term}" for term in ("cd", "opt", "entropy", "l2"))}
+    assert ours == pytest.approx(plain, rel=1e-4)
+
+
 @pytest.mark.parametrize("convolutions", ["direct", "winograd"])
 def test_compiled_passes_agree_resume_and_never_compile_again(convolutions: str, tmp_path) -> None:
     """In a process of its own: what verifies shapes in the tests is not made to be compiled."""
-    child = [sys.executable, "-m", "tests.ebm_core.compiled_child", str(tmp_path), convolutions]
-    done = subprocess.run(child, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = compiled_child(tmp_path, convolutions)
     assert set(found["errors"]) == {"slope", "end", "cd", "opt", "entropy", "l2"}
     assert max(found["errors"].values()) < 1e-4
     assert found["errors"]["slope"] < 1e-5
