@@ -230,9 +230,9 @@ void check(const at::Tensor& x, int64_t channels) {
   TORCH_CHECK(channels % PANEL == 0, "winograd: the number of channels must be a multiple of ", PANEL, ", got ", channels);
 }
 
-using Bias = std::optional<at::Tensor>;
+using Maybe = std::optional<at::Tensor>;
 
-at::Tensor convolve(const at::Tensor& x_any, const at::Tensor& u, const Bias& bias) {
+at::Tensor convolve(const at::Tensor& x_any, const at::Tensor& u, const Maybe& bias) {
   int64_t in = x_any.size(1), out = u.size(1) * PANEL;
   check(x_any, in);
   TORCH_CHECK(u.dim() == 4 && u.is_contiguous() && u.size(0) == PLANES && u.size(2) == in, "winograd: u does not fit x");
@@ -371,7 +371,7 @@ using List = torch::autograd::variable_list;
 
 // The convolution with `forward`, or the one with `backward`, its turned twin. `weight` is what both were packed from:
 // not read, but it receives the gradient.
-Tensor convolution(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias&, const Bias& bias,
+Tensor convolution(const Tensor& x, const Tensor& forward, const Tensor& backward, const Maybe&, const Maybe& bias,
                    bool turned) {
   return convolve(x, turned ? backward : forward, bias);
 }
@@ -381,8 +381,8 @@ auto operation(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-Tensor call_convolution(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias& weight,
-                        const Bias& bias, bool turned) {
+Tensor call_convolution(const Tensor& x, const Tensor& forward, const Tensor& backward, const Maybe& weight,
+                        const Maybe& bias, bool turned) {
   static auto op = operation<decltype(convolution)>("confab::winograd_convolve");
   return op.call(x, forward, backward, weight, bias, turned);
 }
@@ -405,7 +405,7 @@ struct ConvolutionNode : torch::autograd::Node {
     if (!g.defined()) return List(3);
     Tensor w = weight.unpack();
     auto in_x = [&] {
-      return call_convolution(g, forward.unpack(), backward.unpack(), w.defined() ? Bias(w) : Bias(), {}, !turned);
+      return call_convolution(g, forward.unpack(), backward.unpack(), w.defined() ? Maybe(w) : Maybe(), {}, !turned);
     };
     auto in_weight = [&] { return turned ? call_weight_gradient(g, x.unpack()) : call_weight_gradient(x.unpack(), g); };
     return {task_should_compute_output(0) ? in_x() : Tensor(), task_should_compute_output(1) ? in_weight() : Tensor(),
@@ -413,8 +413,8 @@ struct ConvolutionNode : torch::autograd::Node {
   }
 };
 
-Tensor convolution_autograd(const Tensor& x, const Tensor& forward, const Tensor& backward, const Bias& weight,
-                            const Bias& bias, bool turned) {
+Tensor convolution_autograd(const Tensor& x, const Tensor& forward, const Tensor& backward, const Maybe& weight,
+                            const Maybe& bias, bool turned) {
   Tensor w = weight ? *weight : Tensor(), b = bias ? *bias : Tensor();
   c10::intrusive_ptr<ConvolutionNode> node;
   if (torch::autograd::compute_requires_grad(x, w, b)) {

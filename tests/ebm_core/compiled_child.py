@@ -19,7 +19,8 @@ def main(folder: Path, winograd: bool) -> None:
     model = ModelConfig(kind="plain", widths=(4, 8), norm="layer", attention=False, multiscale=False)
     if winograd:  # computes the three of its down
         model = ModelConfig(kind="mnist", widths=(32, 32), norm="layer", attention=False, multiscale=False)
-    cfg = tiny_config(model=model, engine=EngineConfig(compile=True, winograd=winograd))
+    loop = LoopConfig(num_steps=8, batch_size=8, grad_norms_every=6)  # `results` goes back once for every term
+    cfg = tiny_config(model=model, engine=EngineConfig(compile=True, winograd=winograd), train=loop)
     state, plain = init_state(cfg), init_state(dataclasses.replace(cfg, engine=EngineConfig()))
     found = [results(state, cfg), results(plain, cfg)]
     errors = {name: float((ours - found[1][name]).norm() / found[1][name].norm()) for name, ours in found[0].items()}
