@@ -377,7 +377,7 @@ def main() -> None:
     names = [section.__name__ for section in SECTIONS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="SECTION", help=", ".join(names))
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
-    parser.add_argument("--check", type=Path, help="recorded JSON: fail where a ratio is more than 10 %% worse")
+    parser.add_argument("--check", type=Path, help="list of reports: fail where a ratio is more than 10 %% worse")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -385,10 +385,11 @@ def main() -> None:
     if options.child:
         print(json.dumps({"memory": memory_child, "bare": bare_child}[options.child[0]](options.child[1])))
         return
+    record = recorded(options.check, parser) if options.check else {}
     rows: list[Row] = []
     machine = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu": kind_of_cpu(),
         "torch": torch.__version__,
         "rounds": options.rounds,
     }
@@ -399,7 +400,23 @@ def main() -> None:
         report = {**machine, "rows": [dataclasses.asdict(row) for row in rows]}
         options.json.write_text(json.dumps(report, indent=1) + "\n")  # a later section may be stopped
     if options.check:
-        sys.exit(check(rows, json.loads(options.check.read_text())["rows"]))
+        sys.exit(check(rows, record["rows"]))
+
+
+def kind_of_cpu() -> str:
+    """What decides the ratios: the widest vectors that PyTorch uses here, and whether there is AMX for bfloat16."""
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.backends.cpu.get_cpu_capability() + " with AMX" * amx
+
+
+def recorded(path: Path, parser: argparse.ArgumentParser) -> dict:
+    """The report of a CPU of this kind among those in `path`, each as `--json` writes it; without one exit status 2."""
+    reports = {report["cpu"]: report for report in json.loads(path.read_text())}
+    if kind_of_cpu() not in reports:
+        parser.error(
+            f"{path} has no record of a CPU with {kind_of_cpu()}, only of {', '.join(reports)}: nothing to check"
+        )
+    return reports[kind_of_cpu()]
 
 
 def print_rows(measured: Iterable[Row]) -> list[Row]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ebm_core.blocks import Conv, Norm, SelfAttention
+from ebm_core.blocks import Conv, NormSwish, SelfAttention
 from ebm_core.engine import frozen_twin
 from ebm_core.models import EnergyModel
 
@@ -72,8 +72,8 @@ def layer_groups(model: EnergyModel, x: Tensor, rounds: int) -> list[Group]:
         width, size = at.shape[1], at.shape[-1]
         if isinstance(layer, Conv):
             name, function = f"conv {layer.kernel_size[0]}x{layer.kernel_size[0]}, {width} to {out.shape[1]}", layer
-        elif isinstance(layer, Norm):
-            name, function = f"norm, swish, {width}", lambda x, layer=layer: F.silu(layer(x, None))
+        elif isinstance(layer, NormSwish):
+            name, function = f"norm, swish, {width}", lambda x, layer=layer: layer(x, None)
         else:
             name, function = f"attention, {width}", lambda x, layer=layer: layer(x, None)
         name += f" at {size} x {size}"
@@ -81,7 +81,7 @@ def layer_groups(model: EnergyModel, x: Tensor, rounds: int) -> list[Group]:
 
     twin = frozen_twin(model, None)
     for layer in twin.modules():
-        if isinstance(layer, (Conv, Norm, SelfAttention)) and getattr(layer, "kernel_size", (3, 3)) != (1, 1):
+        if isinstance(layer, (Conv, NormSwish, SelfAttention)) and getattr(layer, "kernel_size", (3, 3)) != (1, 1):
             layer.register_forward_hook(record)
     with torch.no_grad():
         twin(x)

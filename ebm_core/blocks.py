@@ -117,8 +117,15 @@ def num_groups(norm: Literal["layer", "group", "instance"], width: int) -> int:
     return width if norm == "instance" and width <= 128 else math.gcd(32, width)
 
 
-class Norm(nn.Module):
-    """Per-sample normalisation with a learned gain and bias per channel, then the condition's own gain and bias.
+class Swish(nn.Module):
+    """x sigmoid(x)."""
+
+    def forward(self, x: Features) -> Features:
+        return F.silu(x)
+
+
+class NormSwish(nn.Module):
+    """Per-sample normalisation with a learned gain and bias per channel, the condition's own gain and bias, swish.
 
     The condition turns x into (1 + gain) x + bias, both linear in the code. The published code's gain x + bias starts
     near 0 and so hides the image at first.
@@ -131,16 +138,35 @@ class Norm(nn.Module):
             self.weight = nn.Parameter(torch.ones(width))
             self.bias = nn.Parameter(torch.zeros(width))
         self.modulation = Dense(code_size, 2 * width, cfg.spectral_norm) if code_size else None
+        self.swish = Swish()
 
     def forward(self, x: Features, code: Code | None) -> Features:
-        if self.groups:
-            # not F.group_norm: it refuses a batch of one 1 x 1 map, which is an ordinary input here
-            wide = x.to(self.weight.dtype)  # statistics in the weights' precision, whatever that of x
-            x = torch.group_norm(wide, self.groups, self.weight, self.bias).to(x.dtype)
-        if self.modulation is not None and code is not None:
-            gain, bias = self.modulation(code)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
-            x = (1 + gain) * x + bias
-        return x
+        return self.swish(modulated_norm(self.groups, x, *self.factors(code)))
+
+    def factors(self, code: Code | None) -> tuple[Tensor | None, ...]:
+        """What `modulated_norm` takes: gain and bias per channel (c), and the condition's (b c 1 1); None: without."""
+        learned = (self.weight, self.bias) if self.groups else (None, None)
+        if self.modulation is None or code is None:
+            return *learned, None, None
+        return *learned, *self.modulation(code)[:, :, None, None].chunk(2, dim=1)
+
+
+def modulated_norm(
+    groups: int,
+    x: Features,
+    weight: Float[Tensor, "c"] | None,
+    bias: Float[Tensor, "c"] | None,
+    gain: Float[Tensor, "b c 1 1"] | None,
+    shift: Float[Tensor, "b c 1 1"] | None,
+) -> Features:
+    """(1 + gain) norm(x) + shift, normalised in `groups` of channels with a learned `weight` and `bias`."""
+    if weight is not None:
+        # not F.group_norm: it refuses a batch of one 1 x 1 map, which is an ordinary input here
+        wide = x.to(weight.dtype)  # statistics in the weights' precision, whatever that of x
+        x = torch.group_norm(wide, groups, weight, bias).to(x.dtype)
+    if gain is not None and shift is not None:
+        x = (1 + gain.to(x.dtype)) * x + shift.to(x.dtype)
+    return x
 
 
 class ResBlock(nn.Module):
@@ -149,13 +175,13 @@ class ResBlock(nn.Module):
     def __init__(self, width: int, cfg: ModelConfig, code_size: int) -> None:
         super().__init__()
         self.conv1 = Conv(width, width, 3, inner_reweigh(cfg))
-        self.norm1 = Norm(width, cfg, code_size)
+        self.norm1 = NormSwish(width, cfg, code_size)
         self.conv2 = Conv(width, width, 3, inner_reweigh(cfg))
-        self.norm2 = Norm(width, cfg, code_size)
+        self.norm2 = NormSwish(width, cfg, code_size)
 
     def forward(self, x: Features, code: Code | None) -> Features:
-        inner = F.silu(self.norm1(self.conv1(x), code))
-        return x + F.silu(self.norm2(self.conv2(inner), code))
+        inner = self.norm1(self.conv1(x), code)
+        return x + self.norm2(self.conv2(inner), code)
 
 
 class ResBlockDown(nn.Module):
@@ -165,10 +191,11 @@ class ResBlockDown(nn.Module):
         super().__init__()
         self.block = ResBlock(width, cfg, code_size)
         self.conv = Conv(width, width_out, 3, outer_reweigh(cfg))
+        self.swish = Swish()
 
     def forward(self, x: Features, code: Code | None) -> NewFeatures:
         # zeros beyond the border count in the mean, as they do for the convolutions and in the published code
-        return F.silu(F.avg_pool2d(self.conv(self.block(x, code)), 3, stride=2, padding=1))
+        return self.swish(F.avg_pool2d(self.conv(self.block(x, code)), 3, stride=2, padding=1))
 
 
 class PlainConv(nn.Module):
@@ -178,10 +205,10 @@ class PlainConv(nn.Module):
         super().__init__()
         kernel, stride = (4, 2) if down else (3, 1)
         self.conv = Conv(width, width_out, kernel, inner_reweigh(cfg), stride)
-        self.norm = Norm(width_out, cfg, code_size)
+        self.norm = NormSwish(width_out, cfg, code_size)
 
     def forward(self, x: Features, code: Code | None) -> NewFeatures:
-        return F.silu(self.norm(self.conv(x), code))
+        return self.norm(self.conv(x), code)
 
 
 class SelfAttention(nn.Module):

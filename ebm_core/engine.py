@@ -17,10 +17,11 @@ from torch.func import functional_call
 
 from ebm_core import native, winograd
 from ebm_core.augment import Apply, apply_params, load_native
-from ebm_core.blocks import Conv, Dense
+from ebm_core.blocks import Conv, Dense, NormSwish, Swish
 from ebm_core.config import EngineConfig
 from ebm_core.errors import ConfigError
 from ebm_core.models import EnergyModel
+from ebm_core.recompute import LeanNormSwish, LeanSwish
 from ebm_core.types import Energies, Energy, Samples
 
 
@@ -69,7 +70,7 @@ class Engine:
         if cfg.winograd:
             require_winograd(model)
         self.twin = frozen_twin(model, torch.bfloat16 if cfg.precision == "bfloat16" else None, packed=cfg.winograd)
-        self.trained = trained_face(model, self.twin) if cfg.winograd else model
+        self.trained = trained_face(model, self.twin, lean=not cfg.compile)
         self._functions: dict[str, Callable[..., Any]] = {}
         self.transition: Apply = apply_params
         """How augmentation is applied: in C++ for a compiled engine on a CPU."""
@@ -171,12 +172,19 @@ def frozen_twin(model: EnergyModel, dtype: torch.dtype | None, *, packed: bool =
     return twin
 
 
-def trained_face(model: EnergyModel, twin: EnergyModel) -> EnergyModel:
-    """`model`, with its own parameters, whose convolutions compute with `twin`'s packed weights where that has them."""
+def trained_face(model: EnergyModel, twin: EnergyModel, *, lean: bool) -> EnergyModel:
+    """`model`, with its own parameters, whose convolutions compute with `twin`'s packed weights where that has them.
+
+    lean: whether normalisation and swish are computed again on the way back; the compiler decides for itself.
+    """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     for frozen, layer in zip(twin.modules(), model.modules(), strict=True):
         if isinstance(frozen, winograd.PackedConv) and isinstance(layer, Conv):
             shared[id(layer)] = winograd.TrainedConv(layer, frozen)
+        elif lean and isinstance(layer, NormSwish):
+            shared[id(layer)] = LeanNormSwish(layer)
+        elif lean and isinstance(layer, Swish):
+            shared[id(layer)] = LeanSwish()
     return copy.deepcopy(model, shared)
 
 

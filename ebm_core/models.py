@@ -23,6 +23,7 @@ from ebm_core.blocks import (
     ResBlock,
     ResBlockDown,
     SelfAttention,
+    Swish,
     outer_reweigh,
     refresh_spectral,
 )
@@ -84,11 +85,12 @@ class ImageEnergy(nn.Module):
     def __init__(self, cfg: ModelConfig, layout: list[Layer], channels: int, code_size: int) -> None:
         super().__init__()
         self.stem = Conv(channels, layout[0].width, 3, outer_reweigh(cfg))
+        self.swish = Swish()
         self.layers = nn.ModuleList(make_layer(layer, cfg, code_size) for layer in layout)
         self.head = Dense(layout[-1].width_out, 1, cfg.spectral_norm)
 
     def forward(self, x: Samples, code: Code | None) -> Energies:
-        features = F.silu(self.stem(x))
+        features = self.swish(self.stem(x))
         for layer in self.layers:
             features = layer(features, code)
         return self.head(features.mean(dim=(2, 3), dtype=self.head.weight.dtype)).squeeze(1)

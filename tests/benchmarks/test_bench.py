@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,30 @@ def test_the_guard_misses_a_row_that_is_gone(capsys: pytest.CaptureFixture[str])
     assert "missing: share" in capsys.readouterr().out
 
 
+def reports() -> list[dict]:
+    return json.loads(Path(bench.__file__).with_name("recorded.json").read_text())
+
+
 def test_what_the_repository_has_recorded_can_be_compared_with() -> None:
-    recorded = json.loads((Path(bench.__file__).with_name("recorded.json")).read_text())["rows"]
-    assert check([Row(row["name"], row["ratio"], row["target"], row["at_most"]) for row in recorded], recorded) == 0
+    assert len({report["cpu"] for report in reports()}) == len(reports()) > 0
+    for report in reports():
+        rows = [Row(row["name"], row["ratio"], row["target"], row["at_most"]) for row in report["rows"]]
+        assert check(rows, report["rows"]) == 0
+
+
+def test_a_record_of_a_cpu_of_this_kind_is_compared_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, words = tmp_path / "recorded.json", ("--only", "quick", "--json", str(tmp_path / "out.json"), "--check")
+
+    def quick(rounds: int) -> Iterator[Row]:
+        yield Row("speed", 1.0, 0.5)
+
+    monkeypatch.setattr(bench, "SECTIONS", (quick,))
+    kinds = {"AVX512": 1.0, "AVX512 with AMX": 3.0}
+    row = {"name": "speed", "target": 0.5, "at_most": False}
+    record.write_text(json.dumps([{"cpu": cpu, "rows": [row | {"ratio": ratio}]} for cpu, ratio in kinds.items()]))
+    for here, status in {"AVX512": 0, "AVX512 with AMX": 1, "AVX2": 2}.items():
+        monkeypatch.setattr(bench, "kind_of_cpu", lambda here=here: here)
+        assert run(monkeypatch, *words, str(record)) == status
+    assert "no record of a CPU with AVX2, only of AVX512, AVX512 with AMX" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from ebm_core.blocks import Conv, Dense, Norm, ResBlockDown, SelfAttention, refresh_spectral, standardized
+from ebm_core.blocks import Conv, Dense, NormSwish, ResBlockDown, SelfAttention, refresh_spectral, standardized
 from ebm_core.config import ModelConfig
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.models import EnergyModel, build_energy, half_resolution
@@ -188,14 +188,14 @@ def test_attention_is_the_published_softmax_of_query_times_key():
         ("none", 6, lambda x: x),
     ],
 )
-def test_normalization_is_pytorchs_own(norm, width, reference):
+def test_normalization_is_pytorchs_own_and_swish_follows(norm, width, reference):
     x = torch.randn(2, width, 3, 4, dtype=torch.float64)
-    layer = Norm(width, ModelConfig(norm=norm), 0).double()
-    torch.testing.assert_close(layer(x, None), reference(x))
+    layer = NormSwish(width, ModelConfig(norm=norm), 0).double()
+    torch.testing.assert_close(layer(x, None), F.silu(reference(x)))
     if norm != "none":
         torch.nn.init.constant_(layer.weight, 2.0)
         layer.bias.data = torch.arange(width, dtype=torch.float64)
-        torch.testing.assert_close(layer(x, None), 2 * reference(x) + torch.arange(width)[:, None, None])
+        torch.testing.assert_close(layer(x, None), F.silu(2 * reference(x) + torch.arange(width)[:, None, None]))
 
 
 def test_a_down_block_is_its_formula_written_out():
@@ -288,7 +288,7 @@ def test_without_its_gains_and_biases_a_conditional_energy_is_the_unconditional_
     told = model(x[:1].expand(3, -1, -1, -1), condition)
     assert told.unique().numel() == 3  # the condition matters ...
     for layer in model.modules():
-        if isinstance(layer, Norm):
+        if isinstance(layer, NormSwish):
             for p in layer.modulation.parameters():
                 torch.nn.init.zeros_(p)
     plain = tiny(kind=kind)

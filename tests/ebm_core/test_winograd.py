@@ -236,11 +236,11 @@ def test_what_is_trained_has_the_weights_of_the_last_refresh_and_its_own_gradien
     for _ in range(2):
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.mul_(1.1).add_(0.01)
+                parameter.mul_(1.05).add_(0.001)  # much more, and attention saturates: its slopes are rounding then
         engine.refresh()
         found = [torch.autograd.grad(e.energy(x).sum(), list(model.parameters())) for e in (engine, plain)]
         for name, ours, wanted in zip(names, *found, strict=True):
-            assert wanted.ndim < 4 or error(ours, wanted) < 1e-4, name
+            assert wanted.ndim < 4 or error(ours, wanted) < 1e-5, name
     copied = copy.deepcopy(engine)
     assert {id(p) for p in copied.trained.parameters()} == {id(p) for p in copied.model.parameters()}
     assert not {id(p) for p in copied.trained.parameters()} & {id(p) for p in model.parameters()}
