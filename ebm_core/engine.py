@@ -75,6 +75,8 @@ class Engine:
         self.transition: Apply = apply_params
         """How augmentation is applied: in C++ for a compiled engine on a CPU."""
         device = next(model.parameters()).device
+        if cfg.compile:  # what both ways use, far apart, is rather computed again than kept
+            functorch_config.ban_recompute_used_far_apart = False
         if cfg.compile and keeps_graphs:  # else the first way back may overwrite what the second one needs
             functorch_config.donated_buffer = False
         if cfg.compile and device.type == "cpu":

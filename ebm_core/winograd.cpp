@@ -413,6 +413,13 @@ struct ConvolutionNode : torch::autograd::Node {
   }
 };
 
+// Whether an outer torch.func transform is still to see the operator: only then does the weight go on below autograd. As
+// nothing there reads it, a compiled graph need neither compute nor keep it.
+bool nested(const Tensor& tensor) {
+  constexpr c10::DispatchKeySet wrappers({c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched});
+  return tensor.defined() && tensor.key_set().has_any(wrappers);
+}
+
 Tensor convolution_autograd(const Tensor& x, const Tensor& forward, const Tensor& backward, const Maybe& weight,
                             const Maybe& bias, bool turned) {
   Tensor w = weight ? *weight : Tensor(), b = bias ? *bias : Tensor();
@@ -428,7 +435,8 @@ Tensor convolution_autograd(const Tensor& x, const Tensor& forward, const Tensor
   }
   Tensor result = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call_convolution(x, forward, backward, weight, bias, turned);
+    bool passed_on = nested(x) || nested(w) || nested(b);
+    return call_convolution(x, forward, backward, passed_on ? weight : Maybe(), bias, turned);
   }();
   if (node) torch::autograd::set_history(result, node);
   return result;

@@ -24,6 +24,7 @@ def main(folder: Path, winograd: bool) -> None:
     state, plain = init_state(cfg), init_state(dataclasses.replace(cfg, engine=EngineConfig()))
     found = [results(state, cfg), results(plain, cfg)]
     errors = {name: float((ours - found[1][name]).norm() / found[1][name].norm()) for name, ours in found[0].items()}
+    kept = [kept_bytes(each, cfg) for each in (state, plain)]
     train(state, cfg, 2)
     checkpoint.save(state, cfg, folder)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -31,7 +32,7 @@ def main(folder: Path, winograd: bool) -> None:
     resumed = init_state(cfg)
     checkpoint.load(resumed, folder)
     train(resumed, cfg, 5)
-    print(json.dumps({"errors": errors, "whole": fingerprint(state), "resumed": fingerprint(resumed)}))
+    print(json.dumps({"errors": errors, "kept": kept, "whole": fingerprint(state), "resumed": fingerprint(resumed)}))
 
 
 def norms() -> None:
@@ -63,6 +64,24 @@ def results(state, cfg) -> dict[str, torch.Tensor]:
         slopes = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         found[name] = torch.cat([s.flatten() for s in slopes])
     return found
+
+
+def kept_bytes(state, cfg) -> int:
+    """What autograd keeps of the last step and of the stacked pass, beside the parameters."""
+    sizes = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        energy, _ = state.engine.chain_energies(None, "last")
+        end = langevin_step(energy, batch(0, cfg), cfg.sampler, torch.Generator().manual_seed(0), keep_graph=True)
+        energies = state.engine.energy(torch.cat([batch(1, cfg), end]))
+    for tensor in (*state.model.parameters(), *state.engine.twin.buffers()):
+        sizes.pop(tensor.untyped_storage().data_ptr(), None)
+    assert energies.requires_grad  # and so its graph lives up to here, and no address was used twice
+    return sum(sizes.values())
 
 
 def train(state, cfg, until: int) -> None:

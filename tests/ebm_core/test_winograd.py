@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebm_core import native, winograd
-from ebm_core.blocks import Conv
+from ebm_core.blocks import Conv, standardized
 from ebm_core.config import EngineConfig, LossConfig, ModelConfig, SamplerConfig
 from ebm_core.engine import Engine, prepare
 from ebm_core.errors import ConfigError
@@ -118,6 +119,28 @@ def test_nested_function_transforms_see_every_derivative() -> None:
     given = (x, weight / 17, bias, v)
     exact = mixed_in_weight(direct, *[t.double() for t in given])
     assert error(mixed_in_weight(by_winograd, *given), exact) < 1e-5
+
+
+def test_a_graph_for_the_compiler_has_no_weight_in_it_beyond_the_packed_ones() -> None:
+    """L_opt's gradient, traced as the compiler does: the weight that nothing reads is neither made nor kept."""
+    x, weight, bias, v = tensors(2, 32, 32, 8, 8)
+    packed = [winograd.pack(standardized(weight), turned=turned) for turned in (False, True)]
+
+    def gradient(x: torch.Tensor, weight: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        leaf = weight.detach().requires_grad_()
+        kernel = standardized(leaf)
+
+        def total(x: torch.Tensor) -> torch.Tensor:
+            return winograd.convolve(F.silu(winograd.convolve(x, *packed, kernel, bias)), *packed, kernel, bias).sum()
+
+        return torch.autograd.grad((torch.func.grad(total)(x) * v).sum(), leaf)[0]
+
+    graph = make_fx(gradient, tracing_mode="fake", _allow_non_fake_inputs=True)(x, weight, v)
+    graph.graph.eliminate_dead_code()
+    convolutions = graph.graph.find_nodes(op="call_function", target=torch.ops.confab.winograd_convolve.default)
+    assert len(convolutions) > 4
+    assert [node.args[3] for node in convolutions] == [None] * len(convolutions)
+    assert torch.equal(graph(x, weight, v), gradient(x, weight, v))
 
 
 def test_pytorch_finds_the_operators_well_formed() -> None:
