@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -66,21 +67,31 @@ def results(state, cfg) -> dict[str, torch.Tensor]:
     return found
 
 
+class Kept:
+    """A tensor that autograd keeps, for as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.storage = tensor.untyped_storage()
+
+
 def kept_bytes(state, cfg) -> int:
     """What autograd keeps of the last step and of the stacked pass, beside the parameters."""
-    sizes = {}
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def pack(tensor: torch.Tensor) -> Kept:
+        kept = Kept(tensor)
+        alive.add(kept)
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         energy, _ = state.engine.chain_energies(None, "last")
         end = langevin_step(energy, batch(0, cfg), cfg.sampler, torch.Generator().manual_seed(0), keep_graph=True)
         energies = state.engine.energy(torch.cat([batch(1, cfg), end]))
+    sizes = {kept.storage.data_ptr(): kept.storage.nbytes() for kept in alive}
     for tensor in (*state.model.parameters(), *state.engine.twin.buffers()):
         sizes.pop(tensor.untyped_storage().data_ptr(), None)
-    assert energies.requires_grad  # and so its graph lives up to here, and no address was used twice
+    assert energies.requires_grad  # its graph has lived up to here
     return sum(sizes.values())
 
 
