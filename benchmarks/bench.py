@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.baseline import PlainEnergy, PlainTrainer, plain_langevin_step
 from benchmarks.roofline import ceilings, draw, layer_groups
+from benchmarks.turns import Program, Window, seconds_by_turn, take_turns
 from ebm_core.augment import apply_params, augment, load_native
 from ebm_core.buffer import ReservoirBuffer
 from ebm_core.config import BufferConfig, EngineConfig, TrainConfig
@@ -38,6 +40,8 @@ ENGINES = {
     "bfloat16 compiled": EngineConfig(compile=True, precision="bfloat16"),
 }
 BATCH = 16
+DIGITS = digits().train
+ENDLESS = 10**6
 
 
 @dataclass(frozen=True)
@@ -188,9 +192,12 @@ def peak_memory(rounds: int) -> Iterator[Row]:
 
 
 def _child(what: str, argument: str, threads: int = 2) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.bench", "--threads", str(threads), "--child", what, argument]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(_child_command(what, argument, threads), check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _child_command(what: str, argument: str, threads: int) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.bench", "--threads", str(threads), "--child", what, argument]
 
 
 def memory_child(name: str) -> dict[str, float]:
@@ -240,79 +247,107 @@ def roofline(rounds: int) -> Iterator[Row]:
         yield Row(f"roofline: {name}", reached / ceiling, note=note)
 
 
+TURN_S, SETTLE_S = 14.0, 2.0
+
+
+class Contestant(NamedTuple):
+    """A program that trains the digits preset: its command, what it prints at its first steps, and its windows."""
+
+    command: list[str]
+    started: str
+    read: Callable[[Path], list[Window]]
+
+
 def ray_jobs(rounds: int) -> Iterator[Row]:
-    """The digits preset as a job against the bare loop, and two workers against one; windows of 25 steps.
+    """The digits preset as a job against the bare loop, and two workers against one, in turns of 14 s.
 
-    With one thread Ray's own processes have a core to themselves, on a machine of two; with two they have not. A shared
-    machine drifts by more than a job costs, so what a row compares with is measured before and after it.
+    With one thread Ray's own processes have a core to themselves, on a machine of two; with two they have not.
     """
-    windows = max(rounds, 8)
-
-    def bare(threads: int) -> float:
-        return _child("bare", str(windows), threads)["seconds"]
-
     with tempfile.TemporaryDirectory(prefix="ebm-bench-") as temp:
-        jobs: dict[int, float] = {}
         for threads in (2, 1):
-            before = bare(threads)
-            jobs[threads], start = _job_seconds(temp, 1, threads, 64, windows)
-            after = bare(threads)
+            job, bare, start = _in_turns(rounds, _job(temp, 1, threads, 64), _bare(threads), Path(temp))
             name = f"Ray Train job against the bare loop, {threads} thread{'s' * (threads > 1)}"
-            note = f"{1e3 * jobs[threads]:.0f} against {1e3 * before:.0f} and {1e3 * after:.0f} ms a step; "
-            note += f"{start:.0f} s from launch to the first step"
-            yield Row(name, 2 * jobs[threads] / (before + after), 1.02, at_most=True, note=note)
-        two, _ = _job_seconds(temp, 2, 1, 128, windows)
-        again, _ = _job_seconds(temp, 1, 1, 64, windows)
-        note = f"{1e3 * two:.0f} ms a step against {1e3 * jobs[1]:.0f} and {1e3 * again:.0f}"
-        yield Row("2 workers x 1 thread against 1 x 1, images/s", (jobs[1] + again) / two, 1.9, note=note)
+            note = f"{_of_turns(job, bare)}; {start:.0f} s from launch to the first step"
+            yield Row(name, _ratio(job, bare), 1.02, at_most=True, note=note)
+        two, one, _ = _in_turns(rounds, _job(temp, 2, 1, 128), _job(temp, 1, 1, 64), Path(temp))
+        yield Row("2 workers x 1 thread against 1 x 1, images/s", 2 / _ratio(two, one), 1.9, note=_of_turns(two, one))
 
 
-def _digits(windows: int) -> TrainConfig:
-    cfg = digits()
-    return dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, num_steps=25 * windows, log_every=25))
+def _in_turns(rounds: int, first: Contestant, second: Contestant, temp: Path) -> tuple[list[float], list[float], float]:
+    """Seconds of a step in each turn, of the one and of the other; and the seconds that the first took to start."""
+    logs = [temp / f"{time.monotonic_ns()}-{i}.log" for i in range(2)]
+    with Program(first.command, logs[0]) as a:
+        a.await_output(first.started)
+        with Program(second.command, logs[1]) as b:
+            b.await_output(second.started)
+            take_turns(rounds, TURN_S, a, b)
+    read = [contestant.read(log) for contestant, log in zip((first, second), logs, strict=True)]
+    of_a, of_b = (
+        [seconds / DIGITS.log_every for seconds in seconds_by_turn(program.turns, windows, SETTLE_S)]
+        for program, windows in zip((a, b), read, strict=True)
+    )
+    return of_a, of_b, read[0][0].start - a.launched
 
 
-def bare_child(windows: str) -> dict[str, float]:
-    """Seconds per step of the loop without Ray, data included: the median window."""
+def _ratio(first: list[float], second: list[float]) -> float:
+    """Median of the ratios of neighbouring turns."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+def _of_turns(first: list[float], second: list[float]) -> str:
+    ratios = sorted(a / b for a, b in zip(first, second, strict=True))
+    times = f"{1e3 * statistics.median(first):.0f} against {1e3 * statistics.median(second):.0f} ms a step"
+    return f"{times}, {ratios[0]:.3f} to {ratios[-1]:.3f} in {len(ratios)} turns"
+
+
+def bare_child(_: str) -> dict[str, float]:
+    """Train without Ray, data included, until stopped, and print when each window of steps began and ended."""
     from ebm_core.data import labelled_batches, load
 
-    cfg, times = _digits(int(windows)), []
+    cfg = digits()
     state = init_state(cfg)
-    start = time.perf_counter()
+    start = time.time()
     for x, condition in labelled_batches(
-        load(cfg.data, "train"), cfg.train.batch_size, seed=0, start=0, stop=cfg.train.num_steps, shards=state.shards
+        load(cfg.data, "train"), cfg.train.batch_size, seed=0, start=0, stop=ENDLESS, shards=state.shards
     ):
         train_step(state, x, cfg, condition=condition)
-        if state.step % 25 == 0:
-            times.append((time.perf_counter() - start) / 25)
-            start = time.perf_counter()
-    return {"seconds": statistics.median(times[1:])}
+        if state.step % DIGITS.log_every == 0:
+            print(f"window {start:.6f} {time.time():.6f}", flush=True)
+            start = time.time()
+    return {}
 
 
-def _job_seconds(storage: str, workers: int, threads: int, batch: int, windows: int) -> tuple[float, float]:
-    """Median seconds per step of a job's windows, and from its launch to its first step."""
+def _bare(threads: int) -> Contestant:
+    def read(log: Path) -> list[Window]:
+        lines = [line.split() for line in log.read_text().splitlines() if line.startswith("window ")]
+        return [Window(float(start), float(end)) for _, start, end in lines]
+
+    return Contestant(_child_command("bare", "", threads), "window ", read)
+
+
+def _job(storage: str, workers: int, threads: int, batch: int) -> Contestant:
     name = f"w{workers}t{threads}-{time.monotonic_ns()}"
     settings = [
-        f"train.num_steps={25 * windows}",
-        "train.log_every=25",
+        f"train.num_steps={ENDLESS}",
         f"train.batch_size={batch}",
         f"cluster.num_workers={workers}",
         f"cluster.cpus_per_worker={threads}",
         "evaluation.every=0",
-        f"checkpoint.every={25 * windows}",
+        f"checkpoint.every={ENDLESS}",
         f"storage={storage}",
         f"name={name}",
     ]
-    launched = time.time()
-    command = [sys.executable, "-m", "orchestrator.cli", "train", "digits", *settings]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    from orchestrator.storage import RunStore
-    from orchestrator.telemetry import read_parts
 
-    run = RunStore(storage).run(name)
-    parts = [run.read_bytes(info.key) for info in run.list("metrics/")]
-    rows = sorted(read_parts(parts).to_pylist(), key=lambda row: row["step"])
-    return statistics.median(1 / row["steps_per_s"] for row in rows[2:]), rows[0]["time"] - launched
+    def read(_: Path) -> list[Window]:
+        from orchestrator.storage import RunStore
+        from orchestrator.telemetry import read_parts
+
+        run = RunStore(storage).run(name)
+        rows = read_parts([run.read_bytes(info.key) for info in run.list("metrics/")]).to_pylist()
+        ends = sorted((row["step"], row["time"], row["steps_per_s"]) for row in rows)[1:]  # the first is of one step
+        return [Window(end - DIGITS.log_every / rate, end) for _, end, rate in ends]
+
+    return Contestant([sys.executable, "-m", "orchestrator.cli", "train", "digits", *settings], "step 1/", read)
 
 
 def cost_curves(rounds: int) -> Iterator[Row]:

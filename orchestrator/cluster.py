@@ -35,10 +35,15 @@ QUIET_ENV = {
 }
 """Set for the driver unless the environment has them; Ray hands its own on to the workers."""
 
-WORKER_ENV = {"GOMP_SPINCOUNT": "10000"}
-"""How long threads that wait for each other spin before they sleep. Milliseconds of the digits step with 2 threads on
+WORKER_ENV = {"GOMP_SPINCOUNT": "10000", "RAY_worker_niceness": "0"}
+"""Of the processes that train.
+
+How long threads that wait for each other spin before they sleep. Milliseconds of the digits step with 2 threads on
 two cores, alone, beside a process that uses a fifth of a core, and beside one that uses a whole core: by default (about
-300,000) 105, 126 and 919; with 10,000: 105, 128 and 442; with 1,000: 161 to 173, 188 and 228."""
+300,000) 105, 126 and 919; with 10,000: 105, 128 and 442; with 1,000: 161 to 173, 188 and 228.
+
+Ray gives its workers a niceness of 15, so that whatever else runs takes a core from training first, even where another
+one is idle: docs/results/performance.md."""
 
 
 class ClusterError(EbmError):

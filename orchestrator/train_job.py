@@ -42,7 +42,10 @@ RESIZE_S = 30.0
 """So often an elastic job that lacks workers looks for room. More of them cost the steps since the last checkpoint."""
 TIDY_S = 5.0
 """So often a job whose workers have not started looks for reservations that its dead predecessors left."""
-POLL_S = 0.2
+POLL_S = 1.0
+"""So often the driver reads what the workers say. Its processor time is missing where training has every core."""
+SCORING_POLL_S = 0.2
+"""So often it looks whether the last scores are there, when training is over."""
 
 
 class TrainingError(EbmError):
@@ -256,7 +259,7 @@ class _Supervisor:
         if self._signal is None and self._scorer.busy():
             self._display.note("scoring the last checkpoint")
         while self._signal is None and self._scorer.busy():
-            time.sleep(POLL_S)
+            time.sleep(SCORING_POLL_S)
             self._read_mail()
         self._read_mail()
         try:

@@ -30,8 +30,10 @@ from orchestrator.saving import BackgroundSaver, gather
 from orchestrator.storage import Run, RunStore, step_name
 from workers.pictures import grid_png
 
-STOP_CHECK_S = 0.5
+STOP_CHECK_S = 1.0
 """Seconds between rank 0's questions whether the driver wants to stop."""
+PREEMPTION_CHECK_S = 1.0
+"""Seconds between looks for a notice of preemption. All ranks wait for one another there: 5 ms."""
 
 
 def average_gradients(tensors: Sequence[Tensor]) -> None:
@@ -163,7 +165,10 @@ class Loop:
     preemption: Callable[[], Any] = lambda: None
     """What Ray knows of a node of this job that is about to go; asked by all ranks at the same step."""
     preempted: bool = False
+    question: Any = None
+    """What rank 0 has asked the driver and has no answer to yet."""
     asked_at: float = 0.0
+    looked_at: float = 0.0
     rollbacks: list[Rollback] = field(default_factory=list)
     saver: BackgroundSaver = field(default_factory=BackgroundSaver)
 
@@ -214,17 +219,28 @@ class Loop:
         Rank 0 asks now and then, and all ranks agree. A preempted worker stores a checkpoint and trains on: the node
         may have minutes left, and Ray starts the workers anew once it is gone.
         """
-        asked = stop = False
-        if self.group.rank == 0 and time.monotonic() - self.asked_at >= STOP_CHECK_S:
-            self.asked_at, asked = time.monotonic(), True
-            stop = ray.get(self.mailbox.stop_requested.remote())
-        asked, stop = self.group.from_first((asked, stop))
-        if not asked or self.preempted or self.preemption() is None:
+        look = stop = False
+        if self.group.rank == 0:
+            stop, look = self._told_to_stop(), time.monotonic() - self.looked_at >= PREEMPTION_CHECK_S
+        look, stop = self.group.from_first((look, stop))
+        if not look or self.preempted:
+            return stop, False
+        self.looked_at = time.monotonic()
+        if self.preemption() is None:
             return stop, False
         self.preempted = True
         if self.group.rank == 0:
             self.mailbox.post.remote("note", "a node of this job is about to go: storing a checkpoint")
         return stop, True
+
+    def _told_to_stop(self) -> bool:
+        """The driver's answer to an earlier question, once it is there: training goes on meanwhile."""
+        if self.question is None and time.monotonic() - self.asked_at >= STOP_CHECK_S:
+            self.question, self.asked_at = self.mailbox.stop_requested.remote(), time.monotonic()
+        if self.question is None or not ray.wait([self.question], timeout=0)[0]:
+            return False
+        answer, self.question = self.question, None
+        return ray.get(answer)
 
     def save(self, state: TrainState) -> None:
         """Copy the state to local files and have a thread store them, after what an earlier save still stores.

@@ -184,6 +184,7 @@ def test_a_killed_worker_costs_a_restart_and_no_number(tmp_path: Path):
     with killer:
         result, display = train(tmp_path, "train.num_steps=30")
     assert killer.killed
+    assert killer.niceness == 0  # Ray's own choice, 15, would have training wait for everything else
     assert result.step == 30
     assert any("lost a worker" in note for note in display.notes)
     job = tiny_job(tmp_path, "train.num_steps=30")
@@ -431,6 +432,8 @@ class Killer:
         self, when: Callable[[], bool], title: bytes = b"RayTrainWorker", by: signal.Signals = signal.SIGKILL
     ) -> None:
         self.killed: int | None = None
+        self.niceness: int | None = None
+        """Of the process, before."""
         self._title, self._by = title, by
         self._when, self._over = when, threading.Event()
         self._thread = threading.Thread(target=self._wait)
@@ -446,7 +449,7 @@ class Killer:
     def _wait(self) -> None:
         while not self._over.is_set():
             if self._when() and (workers := _workers(os.getpid(), self._title)):
-                self.killed = workers[0]
+                self.killed, self.niceness = workers[0], os.getpriority(os.PRIO_PROCESS, workers[0])
                 os.kill(self.killed, self._by)
                 return
             time.sleep(0.02)

@@ -106,6 +106,7 @@ class Job:
     def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ray's calls become plain ones, and a step diverges where the test wants it to."""
         monkeypatch.setattr(worker_loop.ray, "get", lambda value: value)
+        monkeypatch.setattr(worker_loop.ray, "wait", lambda values, timeout: (values, []))
         step_of_the_core = worker_loop.train_step
 
         def step(state: Any, *arguments: Any) -> dict[str, float]:
