@@ -42,8 +42,7 @@ How long threads that wait for each other spin before they sleep. Milliseconds o
 two cores, alone, beside a process that uses a fifth of a core, and beside one that uses a whole core: by default (about
 300,000) 105, 126 and 919; with 10,000: 105, 128 and 442; with 1,000: 161 to 173, 188 and 228.
 
-Ray gives its workers a niceness of 15, so that whatever else runs takes a core from training first, even where another
-one is idle: docs/results/performance.md."""
+Ray gives its workers a niceness of 15, so that whatever else runs goes before training: docs/results/performance.md."""
 
 
 class ClusterError(EbmError):
