@@ -439,9 +439,10 @@ def main() -> None:
 
 
 def kind_of_cpu() -> str:
-    """What decides the ratios: the widest vectors that PyTorch uses here, and whether there is AMX for bfloat16."""
-    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return torch.backends.cpu.get_cpu_capability() + " with AMX" * amx
+    """What decides the ratios: the widest vectors that PyTorch uses here, and what there is for bfloat16."""
+    has = torch.cpu.get_capabilities()
+    for_bfloat16 = " with AMX" if has.get("amx_bf16") else " with bfloat16" if has.get("avx512_bf16") else ""
+    return torch.backends.cpu.get_cpu_capability() + for_bfloat16
 
 
 def recorded(path: Path, parser: argparse.ArgumentParser) -> dict:

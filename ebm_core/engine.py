@@ -19,6 +19,7 @@ from ebm_core import native, winograd
 from ebm_core.augment import Apply, apply_params, load_native
 from ebm_core.blocks import Conv, Dense, NormSwish, Swish
 from ebm_core.config import EngineConfig
+from ebm_core.convolution import TwiceConv, convolve
 from ebm_core.errors import ConfigError
 from ebm_core.models import EnergyModel
 from ebm_core.recompute import LeanNormSwish, LeanSwish
@@ -70,12 +71,14 @@ class Engine:
         if cfg.winograd:
             require_winograd(model)
         self.twin = frozen_twin(model, torch.bfloat16 if cfg.precision == "bfloat16" else None, packed=cfg.winograd)
-        self.trained = trained_face(model, self.twin, lean=not cfg.compile)
+        self.trained = trained_face(model, self.twin, compiled=cfg.compile)
         self._functions: dict[str, Callable[..., Any]] = {}
         self.transition: Apply = apply_params
         """How augmentation is applied: in C++ for a compiled engine on a CPU."""
         device = next(model.parameters()).device
-        if cfg.compile:  # what both ways use, far apart, is rather computed again than kept
+        if cfg.compile:
+            torch.compiler.allow_in_graph(convolve)
+            # what both ways use, far apart, is rather computed again than kept
             functorch_config.ban_recompute_used_far_apart = False
         if cfg.compile and keeps_graphs:  # else the first way back may overwrite what the second one needs
             functorch_config.donated_buffer = False
@@ -174,18 +177,21 @@ def frozen_twin(model: EnergyModel, dtype: torch.dtype | None, *, packed: bool =
     return twin
 
 
-def trained_face(model: EnergyModel, twin: EnergyModel, *, lean: bool) -> EnergyModel:
+def trained_face(model: EnergyModel, twin: EnergyModel, *, compiled: bool) -> EnergyModel:
     """`model`, with its own parameters, whose convolutions compute with `twin`'s packed weights where that has them.
 
-    lean: whether normalisation and swish are computed again on the way back; the compiler decides for itself.
+    compiled: convolutions have second derivatives of ours, which uncompiled would cost more in Python than they save,
+    and what is computed again on the way back is the compiler's choice; else normalisation and swish are.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     for frozen, layer in zip(twin.modules(), model.modules(), strict=True):
         if isinstance(frozen, winograd.PackedConv) and isinstance(layer, Conv):
             shared[id(layer)] = winograd.TrainedConv(layer, frozen)
-        elif lean and isinstance(layer, NormSwish):
+        elif compiled and isinstance(layer, Conv):
+            shared[id(layer)] = TwiceConv(layer)
+        elif not compiled and isinstance(layer, NormSwish):
             shared[id(layer)] = LeanNormSwish(layer)
-        elif lean and isinstance(layer, Swish):
+        elif not compiled and isinstance(layer, Swish):
             shared[id(layer)] = LeanSwish()
     return copy.deepcopy(model, shared)
 

@@ -32,7 +32,7 @@ from workers.pictures import grid_png
 
 STOP_CHECK_S = 1.0
 """Seconds between rank 0's questions whether the driver wants to stop."""
-PREEMPTION_CHECK_S = 1.0
+PREEMPTION_CHECK_S = 2.0
 """Seconds between looks for a notice of preemption. All ranks wait for one another there: 5 ms."""
 
 

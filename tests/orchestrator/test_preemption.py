@@ -41,9 +41,9 @@ def test_a_notice_of_preemption_asks_for_one_checkpoint_and_stops_nothing(monkey
     told = Told(monkeypatch, lambda: known[0])
     assert told.later(1) == (False, False)
     known[0] = "node 7 goes in 30 s"
-    assert told.later(0.1) == (False, False)  # looked too recently: all ranks wait for one another there
-    assert told.later(1) == (False, True)
-    assert told.later(1) == (False, False)  # once
+    assert told.later(1) == (False, False)  # looked too recently: all ranks wait for one another there
+    assert told.later(2) == (False, True)
+    assert told.later(2) == (False, False)  # once
     assert [kind for kind, _ in told.notes] == ["note"]
 
 
