@@ -31,24 +31,28 @@ class TwiceConv(nn.Module):
 
 
 def convolve(x: Features, weight: Weight, bias: Tensor, stride: int, padding: int) -> NewFeatures:
-    """conv2d(x, weight, bias, stride, padding), differentiable as often as one likes, by torch.func too.
+    """conv2d(x, weight, bias, stride, padding), differentiable as often as one likes, by torch.func.grad too.
 
     Compiled, it needs `torch.compiler.allow_in_graph`: the compiler would look into it and lose an outer derivative.
     """
     return _Convolution.apply(x, weight, bias, stride, padding)
 
 
-class _Convolution(torch.autograd.Function):
-    """y(x, w), linear in both. This and the next two have one another as derivatives."""
+class _Bilinear(torch.autograd.Function):
+    """Linear in its first two arguments, which are kept. The three below have one another as derivatives."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        first, second, _, *ctx.steps = inputs
+        ctx.save_for_backward(first, second)
+
+
+class _Convolution(_Bilinear):
+    """y(x, w), plus a bias."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, *ctx.steps = inputs
-        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
@@ -63,17 +67,12 @@ class _Convolution(torch.autograd.Function):
         )
 
 
-class _ImageGradient(torch.autograd.Function):
+class _ImageGradient(_Bilinear):
     """The gradient of <g, y(x, w)> in x: of `shape`, linear in g and w."""
 
     @staticmethod
     def forward(g: Tensor, weight: Tensor, shape: tuple[int, ...], stride: int, padding: int) -> Tensor:
         return cast(Tensor, _gradients(g, _unread(shape, g), weight, stride, padding, [True, False, False])[0])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        g, weight, _, *ctx.steps = inputs
-        ctx.save_for_backward(g, weight)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
@@ -88,7 +87,7 @@ class _ImageGradient(torch.autograd.Function):
         )
 
 
-class _WeightGradient(torch.autograd.Function):
+class _WeightGradient(_Bilinear):
     """The gradient of <g, y(x, w)> in w: of `shape`, linear in g and x."""
 
     @staticmethod
@@ -97,11 +96,6 @@ class _WeightGradient(torch.autograd.Function):
         if small and stride == 1 and g.shape[2:] == x.shape[2:]:
             return F.conv2d(x.transpose(0, 1), g.transpose(0, 1), padding=padding).transpose(0, 1)
         return cast(Tensor, _gradients(g, x, _unread(shape, g), stride, padding, [False, True, False])[1])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        g, x, _, *ctx.steps = inputs
-        ctx.save_for_backward(g, x)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
