@@ -77,3 +77,20 @@ def test_a_record_of_a_cpu_of_this_kind_is_compared_with(
         monkeypatch.setattr(bench, "kind_of_cpu", lambda here=here: here)
         assert run(monkeypatch, *words, str(record)) == status
     assert "no record of a CPU with AVX2, only of AVX512, AVX512 with AMX" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("has", "kind"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "AVX512 with AMX"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "AVX512 with bfloat16"),
+        ({"amx_bf16": False, "avx512_bf16": False}, "AVX512"),
+        ({}, "AVX512"),
+    ],
+)
+def test_the_kind_of_a_cpu_says_what_it_has_for_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], kind: str
+) -> None:
+    monkeypatch.setattr(bench.torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(bench.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert bench.kind_of_cpu() == kind
