@@ -5,6 +5,7 @@ layouts of the published code: cifar10 6,564,196 (full 4,859,234; half 1,295,809
 lsun_bedroom 27,053,700, mnist and fashion_mnist 3,101,313, objects 1,645,748, digits 210,657 in five convolutions.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +97,31 @@ class ImageEnergy(nn.Module):
         return self.head(features.mean(dim=(2, 3), dtype=self.head.weight.dtype)).squeeze(1)
 
 
+class DenseEnergy(nn.Module):
+    """The energy of a small image as one vector of pixels: dense layers with swish, each of a width, one number.
+
+    For 8 x 8 digits it costs a fifth of convolutions and models them better (docs/results/experiments.md). A condition
+    gives each layer its own gain and bias, as in `NormSwish`. It computes in its weights' precision.
+    """
+
+    def __init__(self, cfg: ModelConfig, num_values: int, code_size: int) -> None:
+        super().__init__()
+        inputs = (num_values, *cfg.widths[:-1])
+        self.layers = nn.ModuleList(Dense(a, b, cfg.spectral_norm) for a, b in zip(inputs, cfg.widths, strict=True))
+        self.modulations = nn.ModuleList(Dense(code_size, 2 * w, cfg.spectral_norm) for w in cfg.widths if code_size)
+        self.head = Dense(cfg.widths[-1], 1, cfg.spectral_norm)
+
+    def forward(self, x: Samples, code: Code | None) -> Energies:
+        features = 2 * x.flatten(1).to(self.head.weight.dtype) - 1
+        for i, layer in enumerate(self.layers):
+            features = layer(features)
+            if code is not None:
+                gain, shift = self.modulations[i](code).chunk(2, dim=1)
+                features = (1 + gain) * features + shift
+            features = F.silu(features)
+        return self.head(features).squeeze(1)
+
+
 def make_layer(layer: Layer, cfg: ModelConfig, code_size: int) -> nn.Module:
     """The module of one entry of a layout. code_size: length of the embedded condition; 0: unconditional."""
     if layer.kind == "attention":
@@ -126,6 +152,10 @@ class EnergyModel(nn.Module):
                 nn.SiLU(),
                 Dense(code_size, code_size, cfg.spectral_norm),
             )
+        self.output_scale = cfg.output_scale
+        if cfg.kind == "dense":
+            self.scales = nn.ModuleList([DenseEnergy(cfg, math.prod(image_shape), code_size)])
+            return
         layouts = [scale_layout(cfg, scale) for scale in range(3 if cfg.multiscale else 1)]
         self.scales = nn.ModuleList(ImageEnergy(cfg, layout, image_shape[0], code_size) for layout in layouts)
 
@@ -141,7 +171,8 @@ class EnergyModel(nn.Module):
         for scale, energy in enumerate(self.scales):
             x = half_resolution(x) if scale else x
             energies.append(energy(x, code))
-        return torch.stack(energies, dim=1)
+        together = torch.stack(energies, dim=1)
+        return together if self.output_scale == 1 else self.output_scale * together
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Energies:
         """E(x), or E(x, c): (b), the sum of `parts`. Arguments and errors as there."""

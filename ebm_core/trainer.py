@@ -20,8 +20,9 @@ from ebm_core.losses import Loss, improved_cd_loss
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.monitor import StabilityMonitor
 from ebm_core.rng import Shards, ShardStreams, stream, streams, uniform
-from ebm_core.sampler import sample_negatives
-from ebm_core.types import Samples
+from ebm_core.sampler import chain, sample_negatives
+from ebm_core.types import Samples, Scalar
+from ebm_core.warmup import flow_matching_loss, optimizer_settings, paired_noise
 
 SyncGradients = Callable[[list[Tensor]], None]
 """Averages each tensor over the workers, in place. One call a step: the gradients, and the step's metrics."""
@@ -73,30 +74,29 @@ def train_step(
 
     x_data: this worker's part (b c h w) of the global batch, in [0, 1]; condition: (b k) for a conditional energy.
     Returns the step's metrics, averaged over workers. Raises DivergenceError, with the state as it then is.
+    The first `warmup.num_steps` steps match flows instead (`warmup.py`): they have neither chains nor a buffer.
     """
     _check_batch(state, x_data, cfg)
     state.step += 1
     state.model.refresh()
     state.engine.refresh()
-    x_init, condition_neg = chain_starts(state, cfg, condition)
+    if state.step <= cfg.warmup.num_steps:
+        flow = flow_term(state, x_data, cfg, condition)
+        metrics = _descend(state, flow, {"flow": flow}, {}, cfg, sync_gradients)
+        state.monitor.require_finite(state.step, {"loss": metrics["loss"], "gradient norm": metrics["grad_norm"]})
+        return metrics
+    x_init, condition_neg = chain_starts(state, x_data, cfg, condition)
     energy, frozen = state.engine.chain_energies(condition_neg, cfg.sampler.backprop)
     rng = step_streams(state, "chain", cfg)
     needs_graph = bool(cfg.loss.kl_weight or cfg.loss.entropy_weight)
     x_neg = sample_negatives(energy, x_init, cfg.sampler, rng, differentiable=needs_graph, frozen=frozen)
     past = past_samples(state, cfg)
     loss = improved_cd_loss(state.engine.energy, x_data, x_neg, past, cfg.loss, condition, condition_neg)
+    if cfg.loss.flow_weight:
+        loss = loss.plus("flow", cfg.loss.flow_weight * flow_term(state, x_data, cfg, condition))
 
-    parameters = list(state.model.parameters())
-    norms = _term_norms(loss, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}
-    state.optimizer.zero_grad()
-    loss.total.backward(inputs=parameters)
-    metrics = _metrics(loss, x_neg) | norms
-    _sync(sync_gradients, parameters, metrics)
-    metrics["grad_norm"] = _clip(parameters, cfg.optimizer.grad_clip)
-    state.optimizer.step()
-    ema_update(state.ema, state.model, cfg.optimizer.ema_decay)
+    metrics = _descend(state, loss.total, loss.terms, _chain_metrics(loss, x_neg), cfg, sync_gradients)
     state.buffer.add(x_neg.detach(), step_streams(state, "insert", cfg), condition=condition_neg, step=state.step)
-
     state.monitor.update(
         state.step, metrics["energy_data"], metrics["energy_neg"], metrics["loss"], metrics["grad_norm"]
     )
@@ -107,29 +107,75 @@ def train_step(
     }
 
 
+def _descend(
+    state: TrainState,
+    total: Scalar,
+    terms: dict[str, Scalar],
+    watched: dict[str, Scalar],
+    cfg: TrainConfig,
+    sync: SyncGradients | None,
+) -> dict[str, float]:
+    """One step of Adam down `total`, averaged over workers, and of the EMA. Returns all that was given as floats."""
+    parameters, settings = list(state.model.parameters()), optimizer_settings(state.step, cfg)
+    norms = _term_norms(terms, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}
+    state.optimizer.zero_grad()
+    total.backward(inputs=parameters)
+    metrics = _floats({"loss": total, **terms, **watched}) | norms
+    _sync(sync, parameters, metrics)
+    metrics["grad_norm"] = _clip(parameters, settings.grad_clip)
+    state.optimizer.param_groups[0].update(lr=settings.lr, betas=settings.betas)
+    state.optimizer.step()
+    ema_update(state.ema, state.model, settings.ema_decay)
+    return metrics | {"lr": settings.lr}
+
+
+def flow_term(state: TrainState, x_data: Samples, cfg: TrainConfig, condition: Tensor | None) -> Scalar:
+    """The warm start's loss of this step: `x_data` paired with U(0, 1) noise, at one random place on each line."""
+    noise = uniform(x_data.shape, step_streams(state, "flow-noise", cfg), state.device)
+    t = uniform((len(x_data),), step_streams(state, "flow-time", cfg), state.device)
+    energy, _ = state.engine.chain_energies(condition, "last")
+    travel = cfg.sampler.generate_steps * cfg.sampler.step_size
+    return flow_matching_loss(energy, paired_noise(noise, x_data, cfg.warmup), x_data, t, travel, cfg.warmup)
+
+
 def step_streams(state: TrainState, purpose: str, cfg: TrainConfig) -> ShardStreams:
     """This step's randomness for one purpose: a function of (seed, step, shard, purpose) alone."""
     return streams(state.seed, state.step, purpose, state.shards, cfg.train.batch_size, state.device)
 
 
-def chain_starts(state: TrainState, cfg: TrainConfig, condition: Tensor | None) -> tuple[Samples, Tensor | None]:
-    """Where the chains begin: augmented past samples (2.3), a fraction of them replaced by U(0, 1) noise (3.1).
+def chain_starts(
+    state: TrainState, x_data: Samples, cfg: TrainConfig, condition: Tensor | None
+) -> tuple[Samples, Tensor | None]:
+    """Where the chains begin: augmented past samples (2.3), fractions of them replaced by U(0, 1) noise (3.1) and data.
 
     A chain follows the data's condition, or keeps the one that its sample was made for (`buffer.conditions`); one that
-    restarts takes the data's.
+    restarts takes the data's. While there are no past samples, noise takes their place, or, after a warm start, what
+    its energy generates from noise.
     """
     count = sum(state.shards.sizes(cfg.train.batch_size))
     noise = uniform((count, *cfg.image_shape), step_streams(state, "noise", cfg), state.device)
+    luck = uniform((count,), step_streams(state, "restart", cfg), state.device)
+    restart = luck < cfg.buffer.restart_fraction
+    begin = ~restart & (luck < cfg.buffer.restart_fraction + cfg.buffer.data_fraction)
+    anew = (restart | begin).view(-1, 1)
+    fresh = torch.where(begin.view(-1, 1, 1, 1), x_data, noise)
     if len(state.buffer) == 0:
-        return noise, condition
+        first = first_samples(state, noise, cfg, condition) if cfg.warmup.num_steps else noise
+        return torch.where(anew.view(-1, 1, 1, 1), fresh, first), condition
     levels, condition_past = state.buffer.draw(count, step_streams(state, "draw", cfg))
     x_past = dequantize(levels, step_streams(state, "dither-past", cfg) if cfg.data.dither else None)
     x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg), state.engine.transition)
-    restart = uniform((count,), step_streams(state, "restart", cfg), state.device) < cfg.buffer.restart_fraction
-    x_init = torch.where(restart.view(-1, 1, 1, 1), noise, x_past)
+    x_init = torch.where(anew.view(-1, 1, 1, 1), fresh, x_past)
     if condition is None or cfg.buffer.conditions == "data":
         return x_init, condition
-    return x_init, torch.where(restart.view(-1, 1), condition, condition_past)
+    return x_init, torch.where(anew, condition, condition_past)
+
+
+def first_samples(state: TrainState, noise: Samples, cfg: TrainConfig, condition: Tensor | None) -> Samples:
+    """What the warm start's energy generates from noise: the past samples of a buffer that is still empty."""
+    _, frozen = state.engine.chain_energies(condition, "last")
+    rng = step_streams(state, "first-samples", cfg)
+    return chain(frozen, noise, cfg.sampler, rng, num_steps=cfg.sampler.generate_steps)[0]
 
 
 def past_samples(state: TrainState, cfg: TrainConfig) -> Samples | None:
@@ -150,24 +196,26 @@ def _check_batch(state: TrainState, x_data: Samples, cfg: TrainConfig) -> None:
         )
 
 
-def _metrics(loss: Loss, x_neg: Samples) -> dict[str, float]:
-    """The step's numbers as floats: one transfer from the device."""
+def _chain_metrics(loss: Loss, x_neg: Samples) -> dict[str, Scalar]:
+    """What is watched beside the terms."""
     x_neg = x_neg.detach()
-    values = {
-        "loss": loss.total.detach(),
-        **{name: term.detach() for name, term in loss.terms.items()},
+    return {
         "energy_data": loss.energy_data.mean(),
         "energy_neg": loss.energy_neg.mean(),
         "energy_gap": loss.energy_data.mean() - loss.energy_neg.mean(),
         "clamped_fraction": ((x_neg <= 0) | (x_neg >= 1)).to(x_neg.dtype).mean(),
     }
-    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
-def _term_norms(loss: Loss, parameters: list[torch.nn.Parameter]) -> dict[str, float]:
+def _floats(values: dict[str, Scalar]) -> dict[str, float]:
+    """The step's numbers as floats: one transfer from the device."""
+    return dict(zip(values, torch.stack([v.detach() for v in values.values()]).tolist(), strict=True))
+
+
+def _term_norms(terms: dict[str, Scalar], parameters: list[torch.nn.Parameter]) -> dict[str, float]:
     """L2 norm of each term's own gradient (Fig. 12)."""
     norms = {}
-    for name, term in loss.terms.items():
+    for name, term in terms.items():
         slopes = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
         norms[f"grad_norm/{name}"] = float(torch.nn.utils.get_total_norm([g for g in slopes if g is not None]))
     return norms

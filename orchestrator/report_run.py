@@ -12,9 +12,17 @@ from orchestrator.report_pictures import Grids, Picture, grids, picture
 from orchestrator.runs import score_rows
 from orchestrator.storage import Run, step_name
 
-LOSS_TERMS = {"loss": "sum", "cd": "L_CD", "opt": "L_opt", "entropy": "L_ent", "l2": "L2 of energies"}
+LOSS_TERMS = {
+    "loss": "sum",
+    "flow": "flow matching",
+    "cd": "L_CD",
+    "opt": "L_opt",
+    "entropy": "L_ent",
+    "l2": "L2 of energies",
+}
 GRADIENTS = {
     "grad_norm": "whole gradient",
+    "grad_norm/flow": "flow matching",
     "grad_norm/cd": "L_CD",
     "grad_norm/opt": "L_opt",
     "grad_norm/entropy": "L_ent",
