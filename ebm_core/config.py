@@ -96,6 +96,9 @@ class ModelConfig:
     """Sum energies of the full, half and quarter resolution (Section 2.4)."""
     scale_mode: Literal["code", "paper"] = "code"
     """Smaller scales drop the last stages (published code) or the first (Appendix A.1)."""
+    head: Literal["mean", "places"] = "mean"
+    """How the last map becomes one number: a weight for each channel of its mean over pixels (Fig. 11), or a weight for
+    each channel at each place, which tells an energy where in the image something is."""
     output_scale: float = 1.0
     """Multiplies the network's output. A slope that leads from noise to data within generate_steps steps belongs to
     energies of the order of 1 / (step_size generate_steps): with such a scale the weights themselves stay near 1."""
@@ -250,7 +253,8 @@ class BufferConfig:
     restart_fraction: float = 0.05
     """Chains that start from U(0, 1) noise instead (Section 3.1: 5 %)."""
     data_fraction: float = 0.0
-    """Chains that start from the data images of the batch instead (Energy Matching: half of them)."""
+    """Share of the chains that start from the data images of the batch, every one of which ends here: only the other
+    chains enter the buffer and go on (Energy Matching: half of them)."""
     num_shards: int = 8
     """Virtual shards: each worker owns whole shards, so num_shards must be a multiple of cluster.num_workers."""
     conditions: Literal["data", "kept"] = "data"
@@ -269,8 +273,7 @@ class BufferConfig:
         )
         restart, data = self.restart_fraction, self.data_fraction
         require(0 <= restart <= 1, "buffer.restart_fraction", restart, "must lie in 0 to 1")
-        allowed = f"must lie in 0 to 1, together with buffer.restart_fraction = {restart}"
-        require(data >= 0 and data + restart <= 1, "buffer.data_fraction", data, allowed)
+        require(0 <= data < 1, "buffer.data_fraction", data, "must lie in 0 to 1 (excluded)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -81,20 +81,36 @@ def scale_layout(cfg: ModelConfig, scale: int) -> list[Layer]:
 
 
 class ImageEnergy(nn.Module):
-    """One scale's energy: conv 3x3, swish, the layers of a layout, mean over pixels, dense to one number (Fig. 11)."""
+    """One scale's energy: conv 3x3, swish, the layers of a layout, mean over pixels, dense to one number (Fig. 11).
 
-    def __init__(self, cfg: ModelConfig, layout: list[Layer], channels: int, code_size: int) -> None:
+    With `cfg.head` = places the last layer sees every place of the last map instead of their mean.
+    """
+
+    def __init__(self, cfg: ModelConfig, layout: list[Layer], image_shape: ImageShape, code_size: int) -> None:
         super().__init__()
+        channels = image_shape[0]
         self.stem = Conv(channels, layout[0].width, 3, outer_reweigh(cfg))
         self.swish = Swish()
         self.layers = nn.ModuleList(make_layer(layer, cfg, code_size) for layer in layout)
-        self.head = Dense(layout[-1].width_out, 1, cfg.spectral_norm)
+        self.pooled = cfg.head == "mean"
+        places = 1 if self.pooled else math.prod(last_map(cfg, layout, image_shape))
+        self.head = Dense(places * layout[-1].width_out, 1, cfg.spectral_norm)
 
     def forward(self, x: Samples, code: Code | None) -> Energies:
         features = self.swish(self.stem(x))
         for layer in self.layers:
             features = layer(features, code)
-        return self.head(features.mean(dim=(2, 3), dtype=self.head.weight.dtype)).squeeze(1)
+        dtype = self.head.weight.dtype
+        seen = features.mean(dim=(2, 3), dtype=dtype) if self.pooled else features.flatten(1).to(dtype)
+        return self.head(seen).squeeze(1)
+
+
+def last_map(cfg: ModelConfig, layout: list[Layer], image_shape: ImageShape) -> tuple[int, int]:
+    """Height and width after the layers: a down halves them, rounding down in plain nets and up in the others."""
+    height, width = image_shape[1:]
+    for _ in (layer for layer in layout if layer.kind == "down"):
+        height, width = ((n + (cfg.kind != "plain")) // 2 for n in (height, width))
+    return height, width
 
 
 class DenseEnergy(nn.Module):
@@ -157,7 +173,12 @@ class EnergyModel(nn.Module):
             self.scales = nn.ModuleList([DenseEnergy(cfg, math.prod(image_shape), code_size)])
             return
         layouts = [scale_layout(cfg, scale) for scale in range(3 if cfg.multiscale else 1)]
-        self.scales = nn.ModuleList(ImageEnergy(cfg, layout, image_shape[0], code_size) for layout in layouts)
+        sizes = [image_shape]
+        for _ in layouts[1:]:
+            sizes.append((image_shape[0], *(-(-n // 2) for n in sizes[-1][1:])))
+        self.scales = nn.ModuleList(
+            ImageEnergy(cfg, layout, size, code_size) for layout, size in zip(layouts, sizes, strict=True)
+        )
 
     def parts(self, x: Tensor, condition: Tensor | None = None) -> Float[Tensor, "b scales"]:
         """Energies (b, scales) of images `x` (b c h w) at full, half and quarter resolution; `condition` (b k) if any.

@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def train_step(
         loss = loss.plus("flow", cfg.loss.flow_weight * flow_term(state, x_data, cfg, condition))
 
     metrics = _descend(state, loss.total, loss.terms, _chain_metrics(loss, x_neg), cfg, sync_gradients)
-    state.buffer.add(x_neg.detach(), step_streams(state, "insert", cfg), condition=condition_neg, step=state.step)
+    insert(state, x_neg, cfg, condition_neg)
     state.monitor.update(
         state.step, metrics["energy_data"], metrics["energy_neg"], metrics["loss"], metrics["grad_norm"]
     )
@@ -149,16 +150,15 @@ def chain_starts(
     """Where the chains begin: augmented past samples (2.3), fractions of them replaced by U(0, 1) noise (3.1) and data.
 
     A chain follows the data's condition, or keeps the one that its sample was made for (`buffer.conditions`); one that
-    restarts takes the data's. While there are no past samples, noise takes their place, or, after a warm start, what
+    starts anew takes the data's. While there are no past samples, noise takes their place, or, after a warm start, what
     its energy generates from noise.
     """
     count = sum(state.shards.sizes(cfg.train.batch_size))
     noise = uniform((count, *cfg.image_shape), step_streams(state, "noise", cfg), state.device)
-    luck = uniform((count,), step_streams(state, "restart", cfg), state.device)
-    restart = luck < cfg.buffer.restart_fraction
-    begin = ~restart & (luck < cfg.buffer.restart_fraction + cfg.buffer.data_fraction)
-    anew = (restart | begin).view(-1, 1)
-    fresh = torch.where(begin.view(-1, 1, 1, 1), x_data, noise)
+    restart = uniform((count,), step_streams(state, "restart", cfg), state.device) < cfg.buffer.restart_fraction
+    at_data = torch.cat(starts_at_data(state, cfg)).to(state.device)
+    anew = (restart | at_data).view(-1, 1)
+    fresh = torch.where(at_data.view(-1, 1, 1, 1), x_data, noise)
     if len(state.buffer) == 0:
         first = first_samples(state, noise, cfg, condition) if cfg.warmup.num_steps else noise
         return torch.where(anew.view(-1, 1, 1, 1), fresh, first), condition
@@ -169,6 +169,25 @@ def chain_starts(
     if condition is None or cfg.buffer.conditions == "data":
         return x_init, condition
     return x_init, torch.where(anew, condition, condition_past)
+
+
+def starts_at_data(state: TrainState, cfg: TrainConfig) -> list[Tensor]:
+    """For each owned shard, which of its chains start at data: evenly spread places of the global batch, no draw."""
+    edges = state.shards.bounds(cfg.train.batch_size)
+    before = (torch.arange(edges[0], edges[-1] + 1, dtype=torch.float64) * cfg.buffer.data_fraction).floor()
+    return list(before.diff().bool().split([b - a for a, b in pairwise(edges)]))
+
+
+def insert(state: TrainState, x_neg: Samples, cfg: TrainConfig, condition: Tensor | None) -> None:
+    """Offer the ends of the chains to the buffer, without those that started at data."""
+    rng, own = step_streams(state, "insert", cfg), [~at_data for at_data in starts_at_data(state, cfg)]
+    if cfg.buffer.data_fraction:
+        rng, rows = (
+            ShardStreams(rng.generators, tuple(int(kept.sum()) for kept in own)),
+            torch.cat(own).nonzero().view(-1),
+        )
+        x_neg, condition = x_neg[rows], None if condition is None else condition[rows]
+    state.buffer.add(x_neg.detach(), rng, condition=condition, step=state.step)
 
 
 def first_samples(state: TrainState, noise: Samples, cfg: TrainConfig, condition: Tensor | None) -> Samples:

@@ -13,7 +13,7 @@ from ebm_core.data import labelled_batches
 from ebm_core.errors import ConfigError, DivergenceError
 from ebm_core.rng import Shards
 from ebm_core.sampler import chain
-from ebm_core.trainer import chain_starts, fingerprint, init_state, train_step
+from ebm_core.trainer import chain_starts, fingerprint, init_state, insert, starts_at_data, train_step
 from ebm_core.warmup import flow_matching_loss, optimizer_settings, paired_noise, pull, slower
 from tests.ebm_core.tiny import batch, step_together, tiny_config
 
@@ -197,10 +197,24 @@ def test_chains_start_from_data_at_their_rate(filled):
         state.buffer.add(torch.zeros(4000, 1, 8, 8), torch.Generator().manual_seed(0))
     x_init, _ = chain_starts(state, x_data, cfg, None)
     from_data = (x_init == 0.75).flatten(1).all(1)
-    assert abs(float(from_data.double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 4000)
+    assert int(from_data.sum()) == 2000
     rest = x_init[~from_data]
     black = (rest.flatten(1).amax(1) < 0.01).double().mean()  # past samples
-    assert abs(float(black) - 0.5 * filled) < 4 * math.sqrt(0.25 / 2000)
+    assert abs(float(black) - 0.75 * filled) < 4 * math.sqrt(0.25 * 0.75 / 2000)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 0.9])
+def test_what_started_at_data_never_enters_the_buffer(fraction):
+    cfg = tiny_config(buffer=BufferConfig(capacity=400, num_shards=4, data_fraction=fraction))
+    cfg = replace(cfg, train=replace(cfg.train, batch_size=40))
+    state = init_state(cfg)
+    at_data = torch.cat(starts_at_data(state, cfg))
+    assert int(at_data.sum()) == round(40 * fraction)
+    ends = torch.where(at_data.view(-1, 1, 1, 1), 1.0, 0.0).expand(-1, 1, 8, 8)
+    insert(state, ends, cfg, None)
+    assert len(state.buffer) == sum(state.buffer.num_seen) == 40 - round(40 * fraction)
+    levels, _ = state.buffer.draw(200, torch.Generator().manual_seed(0))
+    assert int(levels.max()) == 0
 
 
 def test_the_flow_loss_can_stay_as_a_term_of_the_second_phase():
