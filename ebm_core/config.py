@@ -96,6 +96,8 @@ class ModelConfig:
     """Sum energies of the full, half and quarter resolution (Section 2.4)."""
     scale_mode: Literal["code", "paper"] = "code"
     """Smaller scales drop the last stages (published code) or the first (Appendix A.1)."""
+    centered: bool = False
+    """Give the network 2 x - 1, in [-1, 1], instead of x in [0, 1]: it learns faster."""
     head: Literal["mean", "places"] = "mean"
     """How the last map becomes one number: a weight for each channel of its mean over pixels (Fig. 11), or a weight for
     each channel at each place, which tells an energy where in the image something is."""

@@ -128,7 +128,7 @@ class DenseEnergy(nn.Module):
         self.head = Dense(cfg.widths[-1], 1, cfg.spectral_norm)
 
     def forward(self, x: Samples, code: Code | None) -> Energies:
-        features = 2 * x.flatten(1).to(self.head.weight.dtype) - 1
+        features = x.flatten(1).to(self.head.weight.dtype)
         for i, layer in enumerate(self.layers):
             features = layer(features)
             if code is not None:
@@ -168,7 +168,7 @@ class EnergyModel(nn.Module):
                 nn.SiLU(),
                 Dense(code_size, code_size, cfg.spectral_norm),
             )
-        self.output_scale = cfg.output_scale
+        self.output_scale, self.centered = cfg.output_scale, cfg.centered
         if cfg.kind == "dense":
             self.scales = nn.ModuleList([DenseEnergy(cfg, math.prod(image_shape), code_size)])
             return
@@ -188,6 +188,7 @@ class EnergyModel(nn.Module):
         """
         self._check(x, condition)
         code = None if self.embedding is None or condition is None else self.embedding(condition)
+        x = 2 * x - 1 if self.centered else x
         energies = []
         for scale, energy in enumerate(self.scales):
             x = half_resolution(x) if scale else x

@@ -385,3 +385,13 @@ def test_a_conditional_dense_energy_depends_on_its_condition():
     x = torch.rand(2, 1, 8, 8)
     a, b = (model(x, torch.eye(3)[[i, i]]) for i in range(2))
     assert bool((a != b).all())
+
+
+@pytest.mark.parametrize("kind", ["dense", "plain"])
+def test_a_centered_energy_sees_images_between_minus_one_and_one(kind):
+    cfg = ModelConfig(kind=kind, widths=(8, 8), norm="none", attention=False, multiscale=False, centered=True)
+    model = build_energy(cfg, (1, 8, 8))
+    plain = copy.deepcopy(model)
+    plain.centered = False
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(model(x), plain(2 * x - 1))
