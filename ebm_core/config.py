@@ -254,6 +254,9 @@ class BufferConfig:
     """Samples over all shards (Section 3.1)."""
     restart_fraction: float = 0.05
     """Chains that start from U(0, 1) noise instead (Section 3.1: 5 %)."""
+    restart_steps: int = 0
+    """Langevin steps that a restarted chain takes before it joins the others. 0 (the paper): it joins as noise, and the
+    energy of what it is after sampler.num_steps, still half noise, is raised with the others'."""
     data_fraction: float = 0.0
     """Share of the chains that start from the data images of the batch, every one of which ends here: only the other
     chains enter the buffer and go on (Energy Matching: half of them)."""
@@ -275,6 +278,7 @@ class BufferConfig:
         )
         restart, data = self.restart_fraction, self.data_fraction
         require(0 <= restart <= 1, "buffer.restart_fraction", restart, "must lie in 0 to 1")
+        require(self.restart_steps >= 0, "buffer.restart_steps", self.restart_steps, "must not be negative")
         require(0 <= data < 1, "buffer.data_fraction", data, "must lie in 0 to 1 (excluded)")
 
 

@@ -25,6 +25,9 @@ from ebm_core.sampler import chain, sample_negatives
 from ebm_core.types import Samples, Scalar
 from ebm_core.warmup import flow_matching_loss, optimizer_settings, paired_noise
 
+FIRST_SAMPLES = 1024
+"""Samples over all workers with which contrastive divergence begins after a warm start."""
+
 SyncGradients = Callable[[list[Tensor]], None]
 """Averages each tensor over the workers, in place. One call a step: the gradients, and the step's metrics."""
 
@@ -150,18 +153,20 @@ def chain_starts(
     """Where the chains begin: augmented past samples (2.3), fractions of them replaced by U(0, 1) noise (3.1) and data.
 
     A chain follows the data's condition, or keeps the one that its sample was made for (`buffer.conditions`); one that
-    starts anew takes the data's. While there are no past samples, noise takes their place, or, after a warm start, what
-    its energy generates from noise.
+    starts anew takes the data's. While there are no past samples, noise takes their place.
     """
+    if cfg.warmup.num_steps and len(state.buffer) == 0:
+        fill_buffer(state, cfg, condition)
     count = sum(state.shards.sizes(cfg.train.batch_size))
     noise = uniform((count, *cfg.image_shape), step_streams(state, "noise", cfg), state.device)
     restart = uniform((count,), step_streams(state, "restart", cfg), state.device) < cfg.buffer.restart_fraction
     at_data = torch.cat(starts_at_data(state, cfg)).to(state.device)
     anew = (restart | at_data).view(-1, 1)
+    if cfg.buffer.restart_steps:
+        noise = burnt_in(state, noise, restart & ~at_data, cfg, condition)
     fresh = torch.where(at_data.view(-1, 1, 1, 1), x_data, noise)
     if len(state.buffer) == 0:
-        first = first_samples(state, noise, cfg, condition) if cfg.warmup.num_steps else noise
-        return torch.where(anew.view(-1, 1, 1, 1), fresh, first), condition
+        return fresh, condition
     levels, condition_past = state.buffer.draw(count, step_streams(state, "draw", cfg))
     x_past = dequantize(levels, step_streams(state, "dither-past", cfg) if cfg.data.dither else None)
     x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg), state.engine.transition)
@@ -190,11 +195,31 @@ def insert(state: TrainState, x_neg: Samples, cfg: TrainConfig, condition: Tenso
     state.buffer.add(x_neg.detach(), rng, condition=condition, step=state.step)
 
 
-def first_samples(state: TrainState, noise: Samples, cfg: TrainConfig, condition: Tensor | None) -> Samples:
-    """What the warm start's energy generates from noise: the past samples of a buffer that is still empty."""
+def burnt_in(state: TrainState, noise: Samples, restart: Tensor, cfg: TrainConfig, condition: Tensor | None) -> Samples:
+    """`noise`, of which the chosen rows have taken `buffer.restart_steps` steps of the chain."""
+    rows = restart.nonzero().view(-1)
+    if not len(rows):
+        return noise
+    rng = step_streams(state, "burn-in", cfg)
+    sizes = tuple(int(part.sum()) for part in restart.cpu().split(rng.sizes))
+    _, frozen = state.engine.chain_energies(None if condition is None else condition[rows], "last")
+    some = ShardStreams(rng.generators, sizes)
+    ends, _ = chain(frozen, noise[rows], cfg.sampler, some, num_steps=cfg.buffer.restart_steps)
+    return noise.index_copy(0, rows, ends)
+
+
+def fill_buffer(state: TrainState, cfg: TrainConfig, condition: Tensor | None) -> None:
+    """Give a buffer that is still empty up to FIRST_SAMPLES of what the warm start's energy generates from noise.
+
+    All later chains descend from these and from restarts: a batch of them alone would leave few lines of descent.
+    """
     _, frozen = state.engine.chain_energies(condition, "last")
-    rng = step_streams(state, "first-samples", cfg)
-    return chain(frozen, noise, cfg.sampler, rng, num_steps=cfg.sampler.generate_steps)[0]
+    batch_size = cfg.train.batch_size
+    for i in range(-(-min(FIRST_SAMPLES, cfg.buffer.capacity) // batch_size)):
+        rng = step_streams(state, f"first-samples-{i}", cfg)
+        noise = uniform((sum(rng.sizes), *cfg.image_shape), rng, state.device)
+        ends, _ = chain(frozen, noise, cfg.sampler, rng, num_steps=cfg.sampler.generate_steps)
+        state.buffer.add(ends, rng, condition=condition, step=state.step)
 
 
 def past_samples(state: TrainState, cfg: TrainConfig) -> Samples | None:

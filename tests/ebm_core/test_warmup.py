@@ -122,7 +122,7 @@ def test_both_phases_report_their_own_columns():
         assert row["loss"] == row["flow"] > 0
         assert not set(CHAINS) & row.keys()
         assert math.isfinite(row["grad_norm"])
-    assert len(state.buffer) == 16  # two steps with chains
+    assert len(state.buffer) == 40  # full: what was generated at the seam, and two steps of chains
     assert set(CHAINS) <= rows[4].keys()
     assert "flow" not in rows[4]
     assert rows[2]["lr"] < cfg.warmup.lr
@@ -172,16 +172,44 @@ def test_two_workers_match_flows_as_one_does_up_to_rounding():
         assert torch.equal(a, b)
 
 
-def test_the_first_chains_start_from_what_the_warm_energy_generates():
-    cfg = warm_config(sampler=SamplerConfig(num_steps=1, step_size=1.0, generate_steps=20, transition_every=0))
+def test_contrastive_divergence_begins_with_a_buffer_of_what_the_warm_energy_generates():
+    cfg = warm_config(
+        sampler=SamplerConfig(num_steps=1, step_size=1.0, generate_steps=20, transition_every=0),
+        buffer=BufferConfig(capacity=64, num_shards=4, restart_fraction=0.0),
+    )
     state = init_state(cfg)
     state.step = 4
     x_data = torch.ones(8, 1, 8, 8)
     cold, _ = chain_starts(state, x_data, replace(cfg, warmup=WarmupConfig()), None)
-    warm, _ = chain_starts(state, x_data, replace(cfg, buffer=replace(cfg.buffer, restart_fraction=0.0)), None)
+    assert len(state.buffer) == 0
     assert abs(float(cold.mean()) - 0.5) < 0.05  # U(0, 1)
+    chain_starts(state, x_data, cfg, None)
+    assert state.buffer.num_seen == [16] * 4
+    held, _ = state.buffer.draw(500, torch.Generator().manual_seed(0))
     frozen = state.engine.chain_energies(None, "last")[1]
-    assert float(frozen(warm).mean()) < float(frozen(cold).mean())  # 20 steps downhill
+    assert float(frozen(held / 256).mean()) < float(frozen(cold).mean())  # 20 steps downhill
+    assert len(held.flatten(1).unique(dim=0)) == 64
+
+
+def test_a_restarted_chain_takes_its_own_steps_before_it_joins_the_others():
+    # E = |x|^2 / 2 with step size 0.1 and no noise: n steps multiply an image by 0.9^n.
+    cfg = tiny_config(
+        sampler=SamplerConfig(num_steps=1, step_size=0.1, noise_std=0.0, generate_steps=5, transition_every=0),
+        buffer=BufferConfig(capacity=64, num_shards=4, restart_fraction=0.5, restart_steps=7),
+    )
+    cfg = replace(cfg, augment=replace(cfg.augment, enabled=False), data=replace(cfg.data, dither=False))
+    state = init_state(cfg)
+    state.step = 1
+    state.buffer.add(torch.zeros(64, 1, 8, 8), torch.Generator().manual_seed(0))
+    half = lambda x: x.square().flatten(1).sum(1) / 2  # noqa: E731
+    state.engine.chain_energies = lambda *_: (half, half)
+    x_data = torch.ones(8, 1, 8, 8)
+    joined, _ = chain_starts(state, x_data, cfg, None)
+    noise, _ = chain_starts(state, x_data, replace(cfg, buffer=replace(cfg.buffer, restart_steps=0)), None)
+    restarted = noise.flatten(1).amax(1) > 0.1
+    assert 0 < int(restarted.sum()) < 8
+    torch.testing.assert_close(joined[restarted], noise[restarted] * 0.9**7)
+    assert torch.equal(joined[~restarted], noise[~restarted])
 
 
 @pytest.mark.parametrize("filled", [False, True])
@@ -231,7 +259,7 @@ def test_conditional_energies_have_a_warm_start_too():
     for x_data, condition in labelled_batches(cfg.data, 8, seed=0, stop=5, shards=state.shards):
         row = train_step(state, x_data, cfg, condition=condition)
     assert math.isfinite(row["loss"])
-    assert len(state.buffer) == 16
+    assert len(state.buffer) == 40
 
 
 def test_a_warm_start_that_leaves_the_finite_numbers_stops_with_the_step():
