@@ -89,6 +89,8 @@ def train_step(
         metrics = _descend(state, flow, {"flow": flow}, {}, cfg, sync_gradients)
         state.monitor.require_finite(state.step, {"loss": metrics["loss"], "gradient norm": metrics["grad_norm"]})
         return metrics
+    if state.step == cfg.warmup.num_steps + 1:
+        state.optimizer.state.clear()  # of another loss: its larger gradients would hold Adam back for hundreds of steps
     x_init, condition_neg = chain_starts(state, x_data, cfg, condition)
     energy, frozen = state.engine.chain_energies(condition_neg, cfg.sampler.backprop)
     rng = step_streams(state, "chain", cfg)

@@ -286,3 +286,10 @@ def test_a_warm_start_that_leaves_the_finite_numbers_stops_with_the_step():
 def test_a_wrong_setting_is_refused_with_its_path(settings, path):
     with pytest.raises(ConfigError, match=path):
         WarmupConfig(**settings)
+
+
+def test_adam_begins_anew_at_the_seam():
+    cfg = warm_config()
+    state = init_state(cfg)
+    advance(state, cfg, 4)
+    assert {int(moments["step"]) for moments in state.optimizer.state.values()} == {1}
