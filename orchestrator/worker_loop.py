@@ -273,7 +273,8 @@ class Loop:
             return
         if self.group.size > 1:
             entries = gather(self.mailbox, attempt, self.group.size)
-        self.run.write_bytes(f"samples/{step_name(step)}.png", grid)
+        if grid:
+            self.run.write_bytes(f"samples/{step_name(step)}.png", grid)
         self.run.commit(step, attempt, manifest_bytes(entries, step))
         self.run.retain(self.job.checkpoint.keep, self.warn, awaiting_scores(self.run, self.job))
         ray.get(self.mailbox.post.remote("checkpoint", step))
@@ -284,7 +285,12 @@ class Loop:
         self.group.all(None)
 
     def chain_grid(self, state: TrainState) -> bytes:
-        """Where training's chains have been: draws from rank 0's buffer, as a PNG. It costs no sampling."""
+        """Where training's chains have been: draws from rank 0's buffer, as a PNG. It costs no sampling.
+
+        Empty while the buffer is: a warm start runs no chains.
+        """
+        if len(state.buffer) == 0:
+            return b""
         rng = stream(state.seed, state.step, "grid", device=state.device)
         levels, _ = state.buffer.draw(self.job.evaluation.grid_count, rng)
         return grid_png(levels.cpu())
