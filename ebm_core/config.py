@@ -330,6 +330,11 @@ class OptimizerConfig:
 
     lr: float = 2e-4
     """Learning rate of Adam."""
+    lr_rise_steps: int = 0
+    """Steps of contrastive divergence over which the learning rate rises from 0, so that Adam's first steps, which are
+    of full size whatever the gradient, do no harm; 0: none."""
+    lr_fall_steps: int | None = None
+    """Steps of contrastive divergence after which the learning rate has fallen to 0 along a cosine; null: it stays."""
     betas: tuple[float, float] = (0.0, 0.9)
     """Adam's decay rates of the mean and of the mean square of gradients."""
     grad_clip: float | None = None
@@ -340,6 +345,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require_finite(self, "optimizer")
         require(0 < self.lr <= 1, "optimizer.lr", self.lr, "must lie in 0 (excluded) to 1")
+        require(self.lr_rise_steps >= 0, "optimizer.lr_rise_steps", self.lr_rise_steps, "must not be negative")
+        fall = self.lr_fall_steps
+        require(
+            fall is None or fall >= 1, "optimizer.lr_fall_steps", fall, "must be at least 1, or null for a constant"
+        )
         require(
             all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "each must lie in 0 to 1 (excluded)"
         )
