@@ -172,6 +172,9 @@ class SamplerConfig:
 class LossConfig:
     """Weights of the terms of L_Full = L_CD + L_KL (Section 2.1)."""
 
+    cd_weight: float = 1.0
+    """L_CD, Eq. 4. Energies of the order of 1 / (step_size generate_steps), as a warm start makes them, want a weight
+    of that size turned over: gradients near Adam's epsilon of 1e-8 would hardly count."""
     kl_weight: float = 1.0
     """L_opt, Eq. 6."""
     entropy_weight: float = 1.0
@@ -192,6 +195,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         require_finite(self, "loss")
+        require(self.cd_weight > 0, "loss.cd_weight", self.cd_weight, "must be positive")
         require(self.kl_weight >= 0, "loss.kl_weight", self.kl_weight, "must not be negative")
         require(self.entropy_weight >= 0, "loss.entropy_weight", self.entropy_weight, "must not be negative")
         require(self.l2_weight >= 0, "loss.l2_weight", self.l2_weight, "must not be negative")
