@@ -19,6 +19,7 @@ from orchestrator.evaluate import check_weights
 from orchestrator.runs import awaiting_scores, unscored
 from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore, StorageError
+from workers import diversity
 from workers.evaluator import Evaluator
 from workers.weights import Weights
 
@@ -200,3 +201,16 @@ def test_a_store_that_fails_after_the_last_score_costs_no_finished_job(tmp_path)
     finished._read_mail = lambda: None
     finished._finish_scoring()
     assert notes == ["older checkpoints stay: cannot delete s3://runs/r: the server keeps failing"]
+
+
+def test_samples_that_have_collapsed_are_said_to_have_once(scored, tmp_path, monkeypatch):
+    run, work = scored
+    settings = job(tmp_path, "evaluation.metrics=diversity")
+    store(run, settings, 2)
+    assert work(settings, 2) == []  # near noise: as diverse as can be
+    monkeypatch.setattr(diversity, "LEAST_RATIO", 100.0)
+    for step in (4, 6):
+        store(run, settings, step)
+    (said,) = work(settings, 4, 6)
+    assert said.startswith("step 4: diversity: the generated images are less diverse than real ones")
+    assert runs.read_scores(run, 6)["diversity"]["collapsed"] is True
