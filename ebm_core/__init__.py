@@ -9,7 +9,7 @@ images = ebm_core.generate(state.ema, count=64, cfg=cfg.sampler, rng=torch.Gener
 
 from ebm_core import presets
 from ebm_core.augment import augment
-from ebm_core.buffer import FifoBuffer, ReservoirBuffer
+from ebm_core.buffer import FifoBuffer, PersistentBuffer, ReservoirBuffer
 from ebm_core.checkpoint import load, load_energy, save
 from ebm_core.compose import conditional, mixture, negation, product
 from ebm_core.config import (
@@ -23,6 +23,7 @@ from ebm_core.config import (
     OptimizerConfig,
     SamplerConfig,
     TrainConfig,
+    WarmupConfig,
     from_tree,
     to_tree,
 )
@@ -40,6 +41,7 @@ from ebm_core.losses import (
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.sampler import chain, generate, hmc_step, langevin_step, sample_negatives
 from ebm_core.trainer import TrainState, init_state, train_step
+from ebm_core.warmup import flow_matching_loss
 
 __all__ = [
     "DATASETS",
@@ -59,10 +61,12 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PersistentBuffer",
     "ReservoirBuffer",
     "SamplerConfig",
     "TrainConfig",
     "TrainState",
+    "WarmupConfig",
     "augment",
     "batches",
     "build_energy",
@@ -71,6 +75,7 @@ __all__ = [
     "contrastive_divergence",
     "ema_update",
     "energy_l2",
+    "flow_matching_loss",
     "from_tree",
     "frozen_energy",
     "generate",

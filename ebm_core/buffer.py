@@ -7,6 +7,7 @@ world size moves them without mixing. Every operation costs the same whatever th
 from abc import ABC, abstractmethod
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from ebm_core import rng as streams
@@ -60,11 +61,22 @@ class SampleBuffer(ABC):
         luck: U[0, 1) float64, one per sample.
         """
 
-    def add(self, x: Samples, rng: Rng, *, condition: Tensor | None = None, step: int = 0) -> None:
+    returns = False
+    """Whether the end of a chain takes the slot that the chain came from."""
+
+    def add(
+        self,
+        x: Samples,
+        rng: Rng,
+        *,
+        condition: Tensor | None = None,
+        step: int = 0,
+        slots: Int64[Tensor, "b"] | None = None,
+    ) -> None:
         """Offer a batch in order, quantised to uint8 here and never again. `step` dates the samples.
 
         x: (b c h w) in [0, 1]; with shard streams, split over the shards as they say. Where one batch hits a slot
-        twice, the later sample stays, as if they had come one by one.
+        twice, the later sample stays, as if they had come one by one. slots: where the chains came from.
         """
         luck = streams.uniform((len(x),), rng, x.device, torch.float64)
         targets, start = [], 0
@@ -74,22 +86,29 @@ class SampleBuffer(ABC):
             targets.append(torch.where(slot < self._capacity[i], slot + self._offset[i], -1))
             self.num_seen[i] += size
             start += size
-        slots, source = _last_writer(torch.cat(targets))
-        self._levels[slots] = quantize(x[source])
-        self._born_sum += int((step - self._born[slots]).sum())
-        self._born[slots] = step
+        target = torch.cat(targets)
+        if self.returns and slots is not None:
+            target = torch.where(target < 0, slots, target)
+        taken, source = _last_writer(target)
+        self._levels[taken] = quantize(x[source])
+        self._born_sum += int((step - self._born[taken]).sum())
+        self._born[taken] = step
         if condition is not None:
-            self._conditions[slots] = condition[source]
+            self._conditions[taken] = condition[source]
 
     def draw(self, count: int, rng: Rng) -> tuple[Pixels, Tensor]:
         """`count` uniform draws with replacement: uint8 (count c h w), and their conditions (count k).
 
         With shard streams each shard's part comes from its own slots; with one generator, from all of them.
         """
-        index = self._drawn_slots(count, rng)
-        return self._levels[index], self._conditions[index]
+        return self.read(self.draw_slots(count, rng))
 
-    def _drawn_slots(self, count: int, rng: Rng) -> Tensor:
+    def read(self, slots: Int64[Tensor, "n"]) -> tuple[Pixels, Tensor]:
+        """What the slots hold: uint8 (n c h w), and their conditions (n k)."""
+        return self._levels[slots], self._conditions[slots]
+
+    def draw_slots(self, count: int, rng: Rng) -> Int64[Tensor, "n"]:
+        """The slots of `draw`: numbers within this worker's part."""
         if len(self) == 0:
             raise ConfigError("the buffer is empty: add() a batch before the first draw()")
         luck = streams.uniform((count,), rng, self._levels.device, torch.float64)
@@ -166,7 +185,24 @@ class FifoBuffer(SampleBuffer):
         return (order - 1) % capacity
 
 
-BUFFERS: dict[str, type[SampleBuffer]] = {"reservoir": ReservoirBuffer, "fifo": FifoBuffer}
+class PersistentBuffer(SampleBuffer):
+    """A fixed number of chains that go on: each end takes the slot it came from (persistent CD, Tieleman, 2008).
+
+    The other kinds draw with replacement and keep each end beside its start. Of such lines of descent ever fewer
+    survive, in ever larger families: after n generations about 2 / n of them (a critical branching process).
+    """
+
+    returns = True
+
+    def _slots_for(self, order: Tensor, capacity: int, luck: Tensor) -> Tensor:
+        return order - 1
+
+
+BUFFERS: dict[str, type[SampleBuffer]] = {
+    "reservoir": ReservoirBuffer,
+    "fifo": FifoBuffer,
+    "persistent": PersistentBuffer,
+}
 
 
 def build_buffer(

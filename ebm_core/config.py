@@ -252,8 +252,9 @@ class WarmupConfig:
 class BufferConfig:
     """The store of past samples that chains start from (Section 2.5)."""
 
-    kind: Literal["reservoir", "fifo"] = "reservoir"
-    """Which past samples are kept: a uniform choice of all of them, or the newest."""
+    kind: Literal["reservoir", "fifo", "persistent"] = "reservoir"
+    """Which past samples are kept: a uniform choice of all of them (Section 2.5), the newest, or the present state of
+    each of `capacity` chains that go on for the whole training (persistent contrastive divergence, Tieleman, 2008)."""
     capacity: int = 10_000
     """Samples over all shards (Section 3.1)."""
     restart_fraction: float = 0.05

@@ -91,7 +91,7 @@ def train_step(
         return metrics
     if state.step == cfg.warmup.num_steps + 1:
         state.optimizer.state.clear()  # the flow loss has larger gradients: they would hold Adam back for long
-    x_init, condition_neg = chain_starts(state, x_data, cfg, condition)
+    x_init, condition_neg, slots = chain_starts(state, x_data, cfg, condition)
     energy, frozen = state.engine.chain_energies(condition_neg, cfg.sampler.backprop)
     rng = step_streams(state, "chain", cfg)
     needs_graph = bool(cfg.loss.kl_weight or cfg.loss.entropy_weight)
@@ -102,7 +102,7 @@ def train_step(
         loss = loss.plus("flow", cfg.loss.flow_weight * flow_term(state, x_data, cfg, condition))
 
     metrics = _descend(state, loss.total, loss.terms, _chain_metrics(loss, x_neg), cfg, sync_gradients)
-    insert(state, x_neg, cfg, condition_neg)
+    insert(state, x_neg, slots, cfg, condition_neg)
     state.monitor.update(
         state.step, metrics["energy_data"], metrics["energy_neg"], metrics["loss"], metrics["grad_norm"]
     )
@@ -151,11 +151,12 @@ def step_streams(state: TrainState, purpose: str, cfg: TrainConfig) -> ShardStre
 
 def chain_starts(
     state: TrainState, x_data: Samples, cfg: TrainConfig, condition: Tensor | None
-) -> tuple[Samples, Tensor | None]:
+) -> tuple[Samples, Tensor | None, Tensor | None]:
     """Where the chains begin: augmented past samples (2.3), fractions of them replaced by U(0, 1) noise (3.1) and data.
 
     A chain follows the data's condition, or keeps the one that its sample was made for (`buffer.conditions`); one that
-    starts anew takes the data's. While there are no past samples, noise takes their place.
+    starts anew takes the data's. While there are no past samples, noise takes their place. Returned third: the slots of
+    the buffer that the chains were drawn from, also of those that start anew instead.
     """
     if cfg.warmup.num_steps and len(state.buffer) == 0:
         fill_buffer(state, cfg, condition)
@@ -168,14 +169,15 @@ def chain_starts(
         noise = burnt_in(state, noise, restart & ~at_data, cfg, condition)
     fresh = torch.where(at_data.view(-1, 1, 1, 1), x_data, noise)
     if len(state.buffer) == 0:
-        return fresh, condition
-    levels, condition_past = state.buffer.draw(count, step_streams(state, "draw", cfg))
+        return fresh, condition, None
+    slots = state.buffer.draw_slots(count, step_streams(state, "draw", cfg))
+    levels, condition_past = state.buffer.read(slots)
     x_past = dequantize(levels, step_streams(state, "dither-past", cfg) if cfg.data.dither else None)
     x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg), state.engine.transition)
     x_init = torch.where(anew.view(-1, 1, 1, 1), fresh, x_past)
     if condition is None or cfg.buffer.conditions == "data":
-        return x_init, condition
-    return x_init, torch.where(anew, condition, condition_past)
+        return x_init, condition, slots
+    return x_init, torch.where(anew, condition, condition_past), slots
 
 
 def starts_at_data(state: TrainState, cfg: TrainConfig) -> list[Tensor]:
@@ -185,7 +187,7 @@ def starts_at_data(state: TrainState, cfg: TrainConfig) -> list[Tensor]:
     return list(before.diff().bool().split([b - a for a, b in pairwise(edges)]))
 
 
-def insert(state: TrainState, x_neg: Samples, cfg: TrainConfig, condition: Tensor | None) -> None:
+def insert(state: TrainState, x_neg: Samples, slots: Tensor | None, cfg: TrainConfig, condition: Tensor | None) -> None:
     """Offer the ends of the chains to the buffer, without those that started at data."""
     rng, own = step_streams(state, "insert", cfg), [~at_data for at_data in starts_at_data(state, cfg)]
     if cfg.buffer.data_fraction:
@@ -194,7 +196,8 @@ def insert(state: TrainState, x_neg: Samples, cfg: TrainConfig, condition: Tenso
             torch.cat(own).nonzero().view(-1),
         )
         x_neg, condition = x_neg[rows], None if condition is None else condition[rows]
-    state.buffer.add(x_neg.detach(), rng, condition=condition, step=state.step)
+        slots = None if slots is None else slots[rows]
+    state.buffer.add(x_neg.detach(), rng, condition=condition, step=state.step, slots=slots)
 
 
 def burnt_in(state: TrainState, noise: Samples, restart: Tensor, cfg: TrainConfig, condition: Tensor | None) -> Samples:

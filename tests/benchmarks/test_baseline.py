@@ -110,7 +110,7 @@ def test_one_step_moves_the_parameters_as_ours_does(monkeypatch: pytest.MonkeyPa
     state = init_state(cfg)
     plain = PlainTrainer(cfg, state.model)
     start = batch(7, cfg)
-    monkeypatch.setattr("ebm_core.trainer.chain_starts", lambda *_: (start, None))
+    monkeypatch.setattr("ebm_core.trainer.chain_starts", lambda *_: (start, None, None))
     before = {name: p.clone() for name, p in state.model.named_parameters()}
     metrics = train_step(state, batch(0, cfg), cfg)
     plain_metrics = plain.step(batch(0, cfg), start)

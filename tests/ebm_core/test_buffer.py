@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from ebm_core.buffer import BUFFERS, FifoBuffer, ReservoirBuffer
+from ebm_core.buffer import BUFFERS, FifoBuffer, PersistentBuffer, ReservoirBuffer
 from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.rng import Shards, ShardStreams, stream, streams
@@ -57,7 +57,7 @@ def test_fifo_holds_the_latest_samples():
     assert sorted(numbers(buffer.shard_state(0)["levels"]).tolist()) == [14, 15, 16, 17, 18]
 
 
-@pytest.mark.parametrize("kind", ["reservoir", "fifo"])
+@pytest.mark.parametrize("kind", ["reservoir", "fifo", "persistent"])
 def test_a_drawn_sample_is_the_inserted_one_quantised_once(kind):
     buffer = BUFFERS[kind](4, (3, 4, 4))
     x = torch.rand((4, 3, 4, 4), generator=torch.Generator().manual_seed(0))
@@ -148,3 +148,30 @@ def test_the_ith_sample_lands_on_each_of_i_places_with_equal_odds(order):
     luck = (torch.arange(order, dtype=torch.float64) + 0.5) / order
     places = ReservoirBuffer(10, (1, 2, 2))._slots_for(torch.full((order,), order), 10, luck)
     assert places.tolist() == list(range(order))
+
+
+def test_a_persistent_chain_returns_to_the_slot_it_came_from():
+    buffer = PersistentBuffer(4, (1, 2, 2))
+    rng = stream(0, 0, "x")
+    for value in (0.1, 0.2, 0.3):
+        buffer.add(torch.full((1, 1, 2, 2), value), rng)
+    buffer.add(torch.full((2, 1, 2, 2), 0.9), rng, slots=torch.tensor([1, 1]))  # one fills the last slot, one returns
+    levels, _ = buffer.read(torch.arange(4))
+    assert levels[:, 0, 0, 0].tolist() == [25, 230, 76, 230]
+    buffer.add(torch.full((1, 1, 2, 2), 0.5), rng)  # no slot to return to, none free
+    assert torch.equal(buffer.read(torch.arange(4))[0], levels)
+
+
+def test_lines_of_descent_survive_in_a_persistent_buffer_and_die_out_in_a_fifo():
+    # Each image carries the number of its founder; no chain moves. After n generations a critical branching process
+    # has about 2 / n of its lines left.
+    def founders(kind):
+        buffer = BUFFERS[kind](200, (1, 1, 1))
+        buffer.add(torch.arange(200).view(-1, 1, 1, 1) / 256, stream(0, 0, "first"))
+        for step in range(200):  # ten draws a step: ten generations of twenty steps
+            slots = buffer.draw_slots(10, stream(0, step, "draw"))
+            buffer.add(dequantize(buffer.read(slots)[0]), stream(0, step, "add"), slots=slots)
+        return len(buffer.read(torch.arange(200))[0].unique())
+
+    assert founders("persistent") == 200
+    assert founders("fifo") < 100

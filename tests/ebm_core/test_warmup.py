@@ -185,7 +185,7 @@ def test_contrastive_divergence_begins_with_a_buffer_of_what_the_warm_energy_gen
     state = init_state(cfg)
     state.step = 4
     x_data = torch.ones(8, 1, 8, 8)
-    cold, _ = chain_starts(state, x_data, replace(cfg, warmup=WarmupConfig()), None)
+    cold, *_ = chain_starts(state, x_data, replace(cfg, warmup=WarmupConfig()), None)
     assert len(state.buffer) == 0
     assert abs(float(cold.mean()) - 0.5) < 0.05  # U(0, 1)
     chain_starts(state, x_data, cfg, None)
@@ -209,8 +209,8 @@ def test_a_restarted_chain_takes_its_own_steps_before_it_joins_the_others():
     half = lambda x: x.square().flatten(1).sum(1) / 2  # noqa: E731
     state.engine.chain_energies = lambda *_: (half, half)
     x_data = torch.ones(8, 1, 8, 8)
-    joined, _ = chain_starts(state, x_data, cfg, None)
-    noise, _ = chain_starts(state, x_data, replace(cfg, buffer=replace(cfg.buffer, restart_steps=0)), None)
+    joined, *_ = chain_starts(state, x_data, cfg, None)
+    noise, *_ = chain_starts(state, x_data, replace(cfg, buffer=replace(cfg.buffer, restart_steps=0)), None)
     restarted = noise.flatten(1).amax(1) > 0.1
     assert 0 < int(restarted.sum()) < 8
     torch.testing.assert_close(joined[restarted], noise[restarted] * 0.9**7)
@@ -228,7 +228,7 @@ def test_chains_start_from_data_at_their_rate(filled):
     x_data = torch.full((4000, 1, 8, 8), 0.75)
     if filled:
         state.buffer.add(torch.zeros(4000, 1, 8, 8), torch.Generator().manual_seed(0))
-    x_init, _ = chain_starts(state, x_data, cfg, None)
+    x_init, *_ = chain_starts(state, x_data, cfg, None)
     from_data = (x_init == 0.75).flatten(1).all(1)
     assert int(from_data.sum()) == 2000
     rest = x_init[~from_data]
@@ -244,7 +244,7 @@ def test_what_started_at_data_never_enters_the_buffer(fraction):
     at_data = torch.cat(starts_at_data(state, cfg))
     assert int(at_data.sum()) == round(40 * fraction)
     ends = torch.where(at_data.view(-1, 1, 1, 1), 1.0, 0.0).expand(-1, 1, 8, 8)
-    insert(state, ends, cfg, None)
+    insert(state, ends, None, cfg, None)
     assert len(state.buffer) == sum(state.buffer.num_seen) == 40 - round(40 * fraction)
     levels, _ = state.buffer.draw(200, torch.Generator().manual_seed(0))
     assert int(levels.max()) == 0
