@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ebm_core.engine import set_threads
+from ebm_core.fast.engine import set_threads
 from ebm_core.profile import PARTS, profile_step
 from orchestrator.config import JobConfig, core_config
 

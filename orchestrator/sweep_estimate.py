@@ -4,8 +4,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from ebm_core.engine import set_threads
 from ebm_core.errors import EbmError
+from ebm_core.fast.engine import set_threads
 from ebm_core.profile import profile_step
 from orchestrator.cli_options import open_console, print_table
 from orchestrator.cluster import ray_session

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ebm_core import checkpoint
-from ebm_core.augment import AugmentParams, apply_natively, apply_params
+from ebm_core.augment import AugmentParams, apply_params
 from ebm_core.config import EngineConfig, LossConfig, ModelConfig, SamplerConfig
-from ebm_core.engine import Engine, frozen_twin, prepare
 from ebm_core.errors import ConfigError
+from ebm_core.fast.augment import apply_natively
+from ebm_core.fast.engine import Engine, frozen_twin, prepare
 from ebm_core.losses import frozen_energy, improved_cd_loss
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.sampler import langevin_step
@@ -129,7 +130,7 @@ def test_a_bfloat16_run_resumes_to_the_same_bits(tmp_path) -> None:
 
 
 def compiled_child(folder: Path, what: str):
-    child = [sys.executable, "-m", "tests.ebm_core.compiled_child", str(folder), what]
+    child = [sys.executable, "-m", "tests.ebm_core.fast.compiled_child", str(folder), what]
     done = subprocess.run(child, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ebm_core import native, winograd
 from ebm_core.blocks import Conv, standardized
 from ebm_core.config import EngineConfig, LossConfig, ModelConfig, SamplerConfig
-from ebm_core.engine import Engine, prepare
 from ebm_core.errors import ConfigError
+from ebm_core.fast import native, winograd
+from ebm_core.fast.engine import Engine, prepare
 from ebm_core.losses import improved_cd_loss
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.sampler import langevin_step, sample_negatives

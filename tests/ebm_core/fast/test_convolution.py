@@ -7,8 +7,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebm_core.blocks import Conv
 from ebm_core.config import EngineConfig, ModelConfig
-from ebm_core.convolution import TwiceConv, convolve
-from ebm_core.engine import Engine, prepare
+from ebm_core.fast.convolution import TwiceConv, convolve
+from ebm_core.fast.engine import Engine, prepare
 from ebm_core.models import build_energy
 
 CASES = {  # (kernel, stride, padding, height, width)

@@ -15,14 +15,15 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 from torch.func import functional_call
 
-from ebm_core import native, winograd
-from ebm_core.augment import Apply, apply_params, load_native
+from ebm_core.augment import Apply, apply_params
 from ebm_core.blocks import Conv, Dense, NormSwish, Swish
 from ebm_core.config import EngineConfig
-from ebm_core.convolution import TwiceConv, convolve
 from ebm_core.errors import ConfigError
+from ebm_core.fast import native, winograd
+from ebm_core.fast.augment import load_native
+from ebm_core.fast.convolution import TwiceConv, convolve
+from ebm_core.fast.recompute import LeanNormSwish, LeanSwish
 from ebm_core.models import EnergyModel
-from ebm_core.recompute import LeanNormSwish, LeanSwish
 from ebm_core.types import Energies, Energy, Samples
 
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from ebm_core.blocks import NormSwish
 from ebm_core.config import EngineConfig, LossConfig, ModelConfig, SamplerConfig
-from ebm_core.engine import Engine
+from ebm_core.fast.engine import Engine
+from ebm_core.fast.recompute import LeanNormSwish, LeanSwish, recomputed, swish
 from ebm_core.losses import improved_cd_loss
-from ebm_core.recompute import LeanNormSwish, LeanSwish, recomputed, swish
 from ebm_core.sampler import sample_negatives
-from tests.ebm_core.test_engine import LAYOUTS, flat_gradient, moved_model
+from tests.ebm_core.fast.test_engine import LAYOUTS, flat_gradient, moved_model
 
 NORMS = ["layer", "group", "instance", "none"]
 

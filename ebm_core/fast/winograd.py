@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ebm_core import native
 from ebm_core.blocks import Conv
 from ebm_core.errors import ConfigError
+from ebm_core.fast import native
 
 PANEL = 32
 """Channels in and out come in multiples of this."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ebm_core import native
+from ebm_core.fast import native
 
 load_anew = native.load.__wrapped__
 """As in a process that has not loaded it yet."""
