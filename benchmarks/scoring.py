@@ -23,7 +23,7 @@ from orchestrator import runs
 from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.storage import RunStore
 from workers.evaluator import Evaluator
-from workers.features import SmallFeatures
+from workers.features.small import SmallFeatures
 from workers.stats import FeatureStats, frechet_distance
 
 
@@ -68,7 +68,7 @@ def actors(rounds: int) -> Iterator[Row]:
     from orchestrator.pool import Pool
     from orchestrator.request import EvaluationRequest
     from orchestrator.study import Asked
-    from workers.weights import Weights
+    from workers.features.weights import Weights
 
     with tempfile.TemporaryDirectory(prefix="ebm-bench-") as folder:
         job = stored_run(folder, "sampler.generate_steps=20")

@@ -63,7 +63,7 @@ def evaluate(
     from orchestrator.evaluate import EvaluationRequest, tables
     from orchestrator.evaluate import evaluate as score
     from orchestrator.storage import step_name
-    from workers.weights import Weights
+    from workers.features.weights import Weights
 
     request = EvaluationRequest(
         metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),

@@ -30,7 +30,7 @@ def mobilenet(source: From, cache: Cache = None) -> None:
 
 
 def _install(kind: str, source: Path, cache: Path | None) -> None:
-    from workers.weights import Weights, default_cache
+    from workers.features.weights import Weights, default_cache
 
     path = Weights(default_cache() if cache is None else cache.expanduser().absolute()).install(kind, source)
     print(f"installed {path}")

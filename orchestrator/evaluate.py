@@ -22,9 +22,9 @@ from orchestrator.sample import open_run
 from orchestrator.storage import Run, step_name
 from orchestrator.study import Asked, Document, Study, Table
 from workers.actor import evaluator_actor
+from workers.features.weights import KINDS, Weights
 from workers.metrics import METRICS
 from workers.scoring import Calls, check_request, score_all
-from workers.weights import KINDS, Weights
 
 __all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]
 

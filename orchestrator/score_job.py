@@ -18,7 +18,7 @@ from orchestrator.request import EvaluationRequest
 from orchestrator.runs import ema_grid_key, headline, is_scored, unscored
 from orchestrator.storage import Run, step_name
 from orchestrator.study import Asked
-from workers.weights import Weights
+from workers.features.weights import Weights
 
 ATTEMPTS = 2
 """A checkpoint whose scoring fails is tried once more, with fresh actors; a shard whose actor dies is made again."""

@@ -32,7 +32,7 @@ from orchestrator.progress import Display, Silent
 from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore, StorageError
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
-from workers.weights import Weights
+from workers.features.weights import Weights
 
 __all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]
 

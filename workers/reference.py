@@ -16,9 +16,9 @@ from ebm_core.errors import DataError
 from ebm_core.rng import stream
 from ebm_core.types import Pixels
 from workers import scores
-from workers.deep_features import Extractor, open_extractor, remembered_features
+from workers.features.deep import Extractor, open_extractor, remembered_features
+from workers.features.weights import Weights
 from workers.stats import FeatureStats, frechet_distance
-from workers.weights import Weights
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

@@ -1,1 +1,1 @@
-"""How the same step runs fast: compilation, convolutions, recomputation, C++. Reading the equations needs none of it."""
+"""How the same step runs fast: compilation, convolutions, recomputation, C++. The equations can be read without it."""

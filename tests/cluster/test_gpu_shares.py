@@ -21,7 +21,7 @@ from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_room import find_room
 from orchestrator.train_job import scaling
 from tests.conftest import local_ray
-from workers.weights import Weights
+from workers.features.weights import Weights
 
 pytestmark = [
     pytest.mark.cluster,

@@ -20,7 +20,7 @@ from orchestrator.runs import awaiting_scores, unscored
 from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore, StorageError
 from workers.evaluator import Evaluator
-from workers.weights import Weights
+from workers.features.weights import Weights
 
 
 def job(folder: Path, *settings: str) -> JobConfig:

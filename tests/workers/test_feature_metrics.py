@@ -11,14 +11,14 @@ from ebm_core.data import dequantize
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
 from workers import scores
-from workers.deep_features import DeepFeatures
 from workers.evaluator import Evaluator
 from workers.feature_metrics import notes, printed_name
+from workers.features.deep import DeepFeatures
+from workers.features.weights import Weights
 from workers.metric import combine
 from workers.metrics import METRICS, Shard
 from workers.scores import inception_score, neighborhood_scores, split_sums, subset_kernel_distance
 from workers.stats import FeatureStats, frechet_distance
-from workers.weights import Weights
 
 
 @pytest.fixture(scope="module")

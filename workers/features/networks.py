@@ -55,4 +55,4 @@ def _fitted(name: str, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[State], nn.Module]] = {"inception": inception, "mobilenet": mobilenet}
-"""By the names under which `workers.weights` installs them."""
+"""By the names under which `workers.features.weights` installs them."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ebm_core.errors import DataError
 from ebm_core.manifest import sha256_file
-from workers.weights import INCEPTION_SHA256, INCEPTION_URL, Weights, default_cache
+from workers.features.weights import INCEPTION_SHA256, INCEPTION_URL, Weights, default_cache
 
 
 def files(folder: Path) -> list[str]:

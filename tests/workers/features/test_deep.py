@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import DataError
-from workers import deep_features
-from workers.deep_features import DeepFeatures, open_extractor, remembered_features
-from workers.weights import Weights
+from workers.features import deep
+from workers.features.deep import DeepFeatures, open_extractor, remembered_features
+from workers.features.weights import Weights
 
 
 def images(count: int, channels: int = 3, size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -131,6 +131,6 @@ def test_the_pass_size_is_fixed_so_that_a_shard_has_the_same_bits_everywhere(mon
     sizes: list[int] = []
     whole = medium._pass
     monkeypatch.setattr(medium, "_pass", lambda x: (sizes.append(len(x)), whole(x))[1])
-    monkeypatch.setattr(deep_features, "MEDIUM_BATCH", 2)
+    monkeypatch.setattr(deep, "MEDIUM_BATCH", 2)
     medium.features(images(5, size=8))
     assert sizes == [2, 2, 1]

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ebm_core.errors import DataError
-from workers.features import NUM_FEATURES, SmallFeatures, _random_layer
+from workers.features.small import NUM_FEATURES, SmallFeatures, _random_layer
 from workers.stats import FeatureStats, frechet_distance
 
 

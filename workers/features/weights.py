@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ebm_core.errors import DataError
 from ebm_core.manifest import sha256_file
-from workers.networks import NETWORKS
+from workers.features.networks import NETWORKS
 
 CACHE_VARIABLE = "EBM_CACHE"
 

@@ -1,7 +1,7 @@
 """Features of trained networks: Inception-V3 for FID and its kin, MobileNetV2 for `fid_medium`; and their cache.
 
-Each needs weights that a person has installed (`workers.weights`); their digest stands in every result. `medium` is no
-FID: it is a smaller network trained on the same photographs, quick enough for a CPU.
+Each needs weights that a person has installed (`workers.features.weights`); their digest stands in every result.
+`medium` is no FID: it is a smaller network trained on the same photographs, quick enough for a CPU.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ebm_core.errors import DataError
-from workers.features import SmallFeatures
-from workers.networks import NETWORKS
-from workers.weights import Weights
+from workers.features.networks import NETWORKS
+from workers.features.small import SmallFeatures
+from workers.features.weights import Weights
 
 INCEPTION_FEATURES, INCEPTION_CLASSES = 2048, 1008
 INCEPTION_BATCH, MEDIUM_BATCH = 20, 50
