@@ -24,7 +24,7 @@ from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.storage import RunStore
 from workers.evaluator import Evaluator
 from workers.features.small import SmallFeatures
-from workers.stats import FeatureStats, frechet_distance
+from workers.metrics.stats import FeatureStats, frechet_distance
 
 
 def frechet(rounds: int) -> Iterator[Row]:

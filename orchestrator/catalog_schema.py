@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from orchestrator.config import JobConfig, leaves
 from orchestrator.telemetry import METRIC_NAMES
-from workers.metrics import METRICS
+from workers.metrics.registry import METRICS
 
 _PLAIN = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 

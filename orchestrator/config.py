@@ -62,7 +62,7 @@ class EvaluationConfig:
     """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
     chains of sampler.generate_steps, so without a GPU it is for small models."""
     metrics: tuple[str, ...] = ("energy_gap", "fid_small", "nearest_train")
-    """Keys of `workers.metrics.METRICS`, and the studies of `ebm evaluate` at their default sizes."""
+    """Keys of `workers.metrics.registry.METRICS`, and the studies of `ebm evaluate` at their default sizes."""
     num_images: int = 1000
     """Generated images per score."""
     num_reference: int = 50_000
@@ -173,7 +173,7 @@ def _check_registered_names(job: JobConfig) -> None:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
     if not job.evaluation.metrics:
         return
-    from workers.metrics import METRICS  # scikit-learn takes its time
+    from workers.metrics.registry import METRICS  # scikit-learn takes its time
 
     strange = [name for name in job.evaluation.metrics if name not in METRICS]
     if strange:

@@ -23,7 +23,7 @@ from orchestrator.storage import Run, step_name
 from orchestrator.study import Asked, Document, Study, Table
 from workers.actor import evaluator_actor
 from workers.features.weights import KINDS, Weights
-from workers.metrics import METRICS
+from workers.metrics.registry import METRICS
 from workers.scoring import Calls, check_request, score_all
 
 __all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ebm_core.errors import ConfigError
 from workers.chains import NUM_TIMES
-from workers.feature_metrics import FIELD_IMAGES
+from workers.metrics.feature_metrics import FIELD_IMAGES
 from workers.ood_sets import PROTOCOLS
 
 

@@ -18,7 +18,7 @@ from ebm_core.data import load
 from orchestrator import telemetry
 from orchestrator.config import JobConfig
 from orchestrator.storage import ObjectMissing, Run, RunStore, StorageError, step_name
-from workers.feature_metrics import FIELD_IMAGES, printed_name
+from workers.metrics.feature_metrics import FIELD_IMAGES, printed_name
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 MAX_AWAITING = 8

@@ -157,7 +157,7 @@ def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, reques
 
 def prepare(job: JobConfig, request: SweepRequest) -> JobConfig:
     """The base job with what a sweep needs: its metric among the scores, and a score at the end of training."""
-    from workers.metrics import METRICS
+    from workers.metrics.registry import METRICS
 
     metric, evaluation = request.metric, job.evaluation
     columns = [name for name in METRIC_NAMES if name not in WALL_CLOCK]

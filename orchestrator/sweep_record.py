@@ -59,7 +59,7 @@ class SweepPlan:
     base: dict[str, Any]
     """Resolved settings (a JobConfig as a tree) that every trial starts from, without those of this machine."""
     metric: str
-    """What trials are compared by: a score of `workers.metrics.METRICS`, or a column of `telemetry.METRIC_NAMES`."""
+    """Compares trials: a score of `workers.metrics.registry.METRICS`, or a column of `telemetry.METRIC_NAMES`."""
     mode: Literal["min", "max"]
     rows: tuple[Row, ...] = ()
     """Of a grid; a trial is a row and a seed."""

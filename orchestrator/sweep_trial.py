@@ -23,7 +23,7 @@ from orchestrator.score_job import Scorer
 from orchestrator.storage import Run, RunStore
 from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult, TrialState
 from orchestrator.train_job import Watcher, run_training
-from workers.metrics import METRICS
+from workers.metrics.registry import METRICS
 
 STOP_CHECK_S = 1.0
 """Seconds between questions to the sweep's mailbox whether the driver wants to stop."""

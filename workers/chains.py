@@ -21,8 +21,8 @@ from ebm_core.models import EnergyModel
 from ebm_core.rng import stream, uniform
 from ebm_core.sampler import chain
 from ebm_core.types import Energy, Pixels, Samples
+from workers.metrics.formulas import total_variation
 from workers.mixing import Memory, autocorrelation_time
-from workers.ood import total_variation
 
 NUM_TIMES = 20
 """States of a chain that are looked at, and segments that it is run in."""

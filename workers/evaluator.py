@@ -24,10 +24,11 @@ from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels, Samples
 from workers import chains, compositions, ood, ood_sets
 from workers.composer import AT_ONCE, COMPOSED, Composer
-from workers.feature_metrics import FIELD_IMAGES, notes
 from workers.features.weights import Weights
 from workers.generate import BATCH_SIZE, SHARD_SIZE, generate_images, shard_condition
-from workers.metrics import NUM_REAL, Reference, Shard, find_metric
+from workers.metrics.feature_metrics import FIELD_IMAGES, notes
+from workers.metrics.reference import NUM_REAL, Reference, Shard
+from workers.metrics.registry import find_metric
 from workers.pictures import grid_png
 from workers.scoring import Plan, RealSet, make_plan, score_all
 

@@ -14,7 +14,7 @@ from ebm_core.data.pixels import dequantize
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.rng import stream
 from ebm_core.types import Pixels
-from workers.reference import thinned
+from workers.metrics.reference import thinned
 
 LABEL = "label"
 """Name of the factor that is a data set's class; the others are its attributes, of value 0 or 1."""

@@ -18,7 +18,9 @@ from PIL import Image
 
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.types import Pixels, Samples
-from workers import intervals, scores
+from workers import intervals
+from workers.metrics import formulas
+from workers.metrics.formulas import total_variation
 from workers.ood_sets import CROP, FAULT, INSIDE
 
 PUBLISHED = {"svhn": 0.91, "textures": 0.88, CROP: 0.88, "interpolation": 0.65, "cifar100": 0.83, FAULT: 0.83}
@@ -26,13 +28,6 @@ PUBLISHED = {"svhn": 0.91, "textures": 0.88, CROP: 0.88, "interpolation": 0.65, 
 
 SEED, RESAMPLES = 0, 1000
 """Of the bootstrap."""
-
-
-def total_variation(images: Pixels) -> Float[np.ndarray, "n"]:
-    """Sum of absolute differences between neighbouring pixels, in pixels of [0, 1]."""
-    x = images.numpy().astype(np.int64)
-    down, across = np.abs(np.diff(x, axis=2)), np.abs(np.diff(x, axis=3))
-    return (down.sum(axis=(1, 2, 3)) + across.sum(axis=(1, 2, 3))) / 256
 
 
 def png_bytes(images: Pixels) -> Float[np.ndarray, "n"]:
@@ -121,12 +116,12 @@ def report(found: Mapping[str, Columns], published: Mapping[str, float]) -> dict
 def _against(inside: Columns, other: Columns, published: float | None) -> dict[str, Any]:
     pair = -inside["energy"], -other["energy"]
     return {
-        **scores.detection(*pair),
+        **formulas.detection(*pair),
         "intervals": intervals.detection_intervals(*pair, np.random.default_rng(SEED), RESAMPLES),
         "published_auroc": published,
         "num_images": len(other["energy"]),
         "value_range": [float(other["lowest"].min()), float(other["highest"].max())],
-        "low_level_auroc": {key: scores.auroc(inside[key], other[key]) for key in LOW_LEVEL},
+        "low_level_auroc": {key: formulas.auroc(inside[key], other[key]) for key in LOW_LEVEL},
     }
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ebm_core.errors import DataError
-from workers import scores
 from workers.intervals import detection_intervals
+from workers.metrics import formulas
 
 
 class Once(np.random.Generator):
@@ -20,7 +20,7 @@ def test_a_resample_with_every_image_once_would_be_the_scores_themselves(seed):
     rng = np.random.default_rng(seed)
     inside, outside = rng.normal(1, 1, 83).round(1), rng.normal(0, 1.5, 140).round(1)  # rounding makes ties
     found = detection_intervals(inside, outside, Once(np.random.PCG64()), resamples=2)
-    expected = scores.detection(inside, outside)
+    expected = formulas.detection(inside, outside)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx((value, value), abs=1e-12), name

@@ -12,7 +12,8 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
-from workers import ood, scores
+from workers import ood
+from workers.metrics import formulas
 
 
 def two_sets(seed: int = 0, n: int = 83, m: int = 140) -> tuple[np.ndarray, np.ndarray]:
@@ -24,21 +25,21 @@ def two_sets(seed: int = 0, n: int = 83, m: int = 140) -> tuple[np.ndarray, np.n
 def test_fpr_is_that_of_the_highest_threshold_which_reaches_the_recall(seed):
     inside, outside = two_sets(seed)
     reached = [t for t in np.unique(inside) if (inside >= t).mean() >= 0.95]
-    assert scores.fpr_at_recall(inside, outside) == (outside >= max(reached)).mean()
+    assert formulas.fpr_at_recall(inside, outside) == (outside >= max(reached)).mean()
     truth = np.repeat([1, 0], [len(inside), len(outside)])
     false, true, _ = roc_curve(truth, np.concatenate([inside, outside]), drop_intermediate=False)
-    assert scores.fpr_at_recall(inside, outside) == pytest.approx(false[true >= 0.95].min())
+    assert formulas.fpr_at_recall(inside, outside) == pytest.approx(false[true >= 0.95].min())
 
 
 def test_exactly_95_of_100_is_enough():
     inside = np.arange(100.0)
-    assert scores.fpr_at_recall(inside, np.array([4.0, 5.0, 6.0, 4.5])) == 0.5
+    assert formulas.fpr_at_recall(inside, np.array([4.0, 5.0, 6.0, 4.5])) == 0.5
 
 
 def test_detection_both_ways():
     inside, outside = two_sets()
-    found = scores.detection(inside, outside)
-    swapped = scores.detection(-outside, -inside)
+    found = formulas.detection(inside, outside)
+    swapped = formulas.detection(-outside, -inside)
     assert found["auroc"] == pytest.approx(np.mean(inside[:, None] > outside) + np.mean(inside[:, None] == outside) / 2)
     assert found["auroc"] == pytest.approx(swapped["auroc"])
     assert found["aupr_out"] == pytest.approx(swapped["aupr_in"])
@@ -64,14 +65,14 @@ def test_detection_agrees_with_pytorch_ood(seed):
         return oracle.compute()
 
     inside, outside = two_sets(seed, 900, 1300)
-    found, oracle = scores.detection(inside, outside), theirs(inside, outside)
+    found, oracle = formulas.detection(inside, outside), theirs(inside, outside)
     assert found["auroc"] == pytest.approx(oracle["AUROC"], abs=1e-12)
     assert found["fpr95_out"] == pytest.approx(oracle["FPR95TPR"], abs=1e-12)
     assert found["fpr95_in"] == pytest.approx(theirs(-outside, -inside)["FPR95TPR"], abs=1e-12)
 
     rng = np.random.default_rng(seed)  # trapezoids there, average precision here: without ties they nearly agree
     inside, outside = rng.normal(1, 1, 900), rng.normal(0, 1.5, 1300)
-    found, oracle = scores.detection(inside, outside), theirs(inside, outside)
+    found, oracle = formulas.detection(inside, outside), theirs(inside, outside)
     assert found["aupr_in"] == pytest.approx(oracle["AUPR-IN"], abs=5e-3)
     assert found["aupr_out"] == pytest.approx(oracle["AUPR-OUT"], abs=5e-3)
 
@@ -79,7 +80,7 @@ def test_detection_agrees_with_pytorch_ood(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_detection_agrees_with_scikit_learn(seed):
     inside, outside = two_sets(seed)
-    found = scores.detection(inside, outside)
+    found = formulas.detection(inside, outside)
     both, truth = np.concatenate([inside, outside]), np.repeat([1, 0], [len(inside), len(outside)])
     assert found["auroc"] == pytest.approx(roc_auc_score(truth, both), abs=1e-12)
     assert found["aupr_in"] == pytest.approx(average_precision_score(truth, both), abs=1e-12)
@@ -90,14 +91,14 @@ def test_detection_agrees_with_scikit_learn(seed):
 
 
 def test_perfect_and_reversed_scores():
-    good = scores.detection(np.array([2.0, 3.0]), np.array([0.0, 1.0]))
+    good = formulas.detection(np.array([2.0, 3.0]), np.array([0.0, 1.0]))
     assert good == {"auroc": 1, "aupr_in": 1, "aupr_out": 1, "fpr95_in": 0, "fpr95_out": 0}
-    assert scores.detection(np.array([0.0, 1.0]), np.array([2.0, 3.0]))["fpr95_in"] == 1
+    assert formulas.detection(np.array([0.0, 1.0]), np.array([2.0, 3.0]))["fpr95_in"] == 1
 
 
 @pytest.mark.parametrize("block", [2, 1024])
 def test_kernel_distance_is_the_double_sum(monkeypatch, block):
-    monkeypatch.setattr(scores, "CHUNK_ROWS", block)
+    monkeypatch.setattr(formulas, "CHUNK_ROWS", block)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(7, 3)), rng.normal(1, 1, size=(5, 3))
 
@@ -106,22 +107,22 @@ def test_kernel_distance_is_the_double_sum(monkeypatch, block):
 
     within = [np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j]) for x in (a, b)]
     expected = sum(within) - 2 * np.mean([k(x, y) for x in a for y in b])
-    assert scores.kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
+    assert formulas.kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(DataError, match="two samples"):
-        scores.kernel_distance(a[:1], b)
+        formulas.kernel_distance(a[:1], b)
 
 
 def test_kernel_distance_of_one_distribution_is_zero_on_average():
     rng = np.random.default_rng(1)
-    found = [scores.kernel_distance(rng.normal(size=(40, 2)), rng.normal(size=(40, 2))) for _ in range(200)]
+    found = [formulas.kernel_distance(rng.normal(size=(40, 2)), rng.normal(size=(40, 2))) for _ in range(200)]
     assert abs(np.mean(found)) < 4 * np.std(found) / 200**0.5
-    assert scores.kernel_distance(rng.normal(size=(40, 2)), rng.normal(1, 1, (40, 2))) > max(found)
+    assert formulas.kernel_distance(rng.normal(size=(40, 2)), rng.normal(1, 1, (40, 2))) > max(found)
 
 
 def test_neighborhood_scores_by_their_definitions():
     rng = np.random.default_rng(2)
     real, fake, k = rng.normal(size=(30, 2)), rng.normal(1.2, 1.0, size=(25, 2)), 3
-    found = scores.neighborhood_scores(real, fake, k)
+    found = formulas.neighborhood_scores(real, fake, k)
 
     def radius(x, i):
         return sorted(np.linalg.norm(x[i] - x[j]) for j in range(len(x)) if j != i)[k - 1]
@@ -139,7 +140,7 @@ def test_neighborhood_scores_by_their_definitions():
     assert 0 < found["precision"] < 1
     assert 0 < found["recall"] < 1
     with pytest.raises(DataError, match="more than k"):
-        scores.neighborhood_scores(real, fake[:3], 3)
+        formulas.neighborhood_scores(real, fake[:3], 3)
 
 
 def test_low_level_quantities_of_known_images():
@@ -147,7 +148,7 @@ def test_low_level_quantities_of_known_images():
     stripes = flat.clone()
     stripes[..., ::2] = 77 + 64
     both = torch.cat([flat, stripes])
-    assert ood.total_variation(both).tolist() == [0, 8 * 7 * 0.25]
+    assert formulas.total_variation(both).tolist() == [0, 8 * 7 * 0.25]
     assert ood.pixel_std(both).tolist() == [0, 0.125]
     noise = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert ood.png_bytes(noise).min() > 8 * 8 * 3

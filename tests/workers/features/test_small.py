@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from ebm_core.errors import DataError
 from workers.features.small import NUM_FEATURES, SmallFeatures, _random_layer
-from workers.stats import FeatureStats, frechet_distance
+from workers.metrics.stats import FeatureStats, frechet_distance
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ebm_core.errors import ConfigError, DataError
-from workers.metrics import METRICS, Accumulator, Metric, Reference, Shard, combine, find_metric
+from workers.metrics.metric import Accumulator, Metric, combine
+from workers.metrics.reference import Reference, Shard
+from workers.metrics.registry import METRICS, find_metric
 
 HERE = [name for name, metric in METRICS.items() if metric.extractor in (None, "small")]
 """Metrics that need no file of weights."""

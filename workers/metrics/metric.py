@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ebm_core.errors import DataError
-from workers.reference import Reference, Shard
+from workers.metrics.reference import Reference, Shard
 
 
 def append(state: list[Any] | None, part: Any) -> list[Any]:

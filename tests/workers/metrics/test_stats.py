@@ -3,7 +3,7 @@ import pytest
 import scipy.linalg
 
 from ebm_core.errors import DataError
-from workers.stats import FeatureStats, frechet_distance, merge_all
+from workers.metrics.stats import FeatureStats, frechet_distance, merge_all
 
 
 def features(n: int, d: int, seed: int, offset: float = 0.0) -> np.ndarray:

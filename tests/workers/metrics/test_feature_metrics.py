@@ -10,15 +10,16 @@ import torch
 from ebm_core.data import dequantize
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
-from workers import scores
 from workers.evaluator import Evaluator
-from workers.feature_metrics import notes, printed_name
 from workers.features.deep import DeepFeatures
 from workers.features.weights import Weights
-from workers.metric import combine
-from workers.metrics import METRICS, Shard
-from workers.scores import inception_score, neighborhood_scores, split_sums, subset_kernel_distance
-from workers.stats import FeatureStats, frechet_distance
+from workers.metrics import formulas
+from workers.metrics.feature_metrics import notes, printed_name
+from workers.metrics.formulas import inception_score, neighborhood_scores, split_sums, subset_kernel_distance
+from workers.metrics.metric import combine
+from workers.metrics.reference import Shard
+from workers.metrics.registry import METRICS
+from workers.metrics.stats import FeatureStats, frechet_distance
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_inception_score_has_its_limits():
 
 @pytest.mark.parametrize("block", [7, 1024])
 def test_precision_and_recall_are_torch_fidelitys(fidelity, features, monkeypatch, block):
-    monkeypatch.setattr(scores, "CHUNK_ROWS", block)
+    monkeypatch.setattr(formulas, "CHUNK_ROWS", block)
     x, y = features
     ours = neighborhood_scores(y, x, k=5)
     assert {name: ours[name] for name in ("precision", "recall")} == pytest.approx(fidelity.prc(x, y, 5), rel=1e-6)
@@ -102,7 +103,7 @@ def test_precision_and_recall_are_torch_fidelitys(fidelity, features, monkeypatc
 
 @pytest.mark.parametrize("block", [7, 1024])
 def test_density_and_coverage_count_the_balls_around_real_samples(monkeypatch, block):
-    monkeypatch.setattr(scores, "CHUNK_ROWS", block)
+    monkeypatch.setattr(formulas, "CHUNK_ROWS", block)
     rng = np.random.default_rng(3)
     real, generated, k = rng.normal(size=(40, 3)), rng.normal(0.5, 1, size=(30, 3)), 5
     radius = [sorted(np.linalg.norm(real - one, axis=1))[k] for one in real]

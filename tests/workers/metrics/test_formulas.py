@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from ebm_core.errors import DataError
-from workers import scores
-from workers.scores import auroc, classifier_scores, energy_gap, memorization, nearest_distance
+from workers.metrics import formulas
+from workers.metrics.formulas import auroc, classifier_scores, energy_gap, memorization, nearest_distance
 
 
 def test_energy_gap_is_the_difference_of_means_with_both_samples_errors():
@@ -52,7 +52,7 @@ def test_values_that_are_empty_or_not_finite_are_refused_on_either_side(function
 
 @pytest.mark.parametrize("chunk_values", [2**24, 40, 12, 1])
 def test_nearest_distance_is_that_of_all_pairs_in_any_chunking(monkeypatch, chunk_values):
-    monkeypatch.setattr(scores, "CHUNK_VALUES", chunk_values)
+    monkeypatch.setattr(formulas, "CHUNK_VALUES", chunk_values)
     rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (7, 3, 2, 2), dtype=np.uint8)
     reference = rng.integers(0, 256, (11, 3, 2, 2), dtype=np.uint8)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from workers import scores
-from workers.metric import Metric
-from workers.reference import Reference, Shard, thinned
-from workers.stats import FeatureStats, frechet_distance
+from workers.metrics import formulas
+from workers.metrics.metric import Metric
+from workers.metrics.reference import Reference, Shard, thinned
+from workers.metrics.stats import FeatureStats, frechet_distance
 
 NUM_NEIGHBORS = 5000
 """Images of a set whose features are compared pair by pair; all pairs of more would need gigabytes."""
@@ -67,22 +67,22 @@ def _joined(parts: Sequence[np.ndarray]) -> Float[np.ndarray, "n d"]:
 def _finish_kernel(generated: Sequence[np.ndarray], real: Reference, known: Known) -> dict[str, Any]:
     x, sets = _joined(generated), {which: _joined(parts) for which, parts in known.items()}
     return {
-        "value": scores.kernel_distance(x, sets["train"]),
+        "value": formulas.kernel_distance(x, sets["train"]),
         "num_compared": {"generated": len(x), "train": len(sets["train"])},
-        "heldout": scores.kernel_distance(sets["heldout"], sets["train"]),
-        "noise": scores.kernel_distance(sets["noise"], sets["train"]),
+        "heldout": formulas.kernel_distance(sets["heldout"], sets["train"]),
+        "noise": formulas.kernel_distance(sets["noise"], sets["train"]),
     }
 
 
 def _finish_subset_kernel(generated: Sequence[np.ndarray], real: Reference, known: Known) -> dict[str, Any]:
     x, sets = _joined(generated), {which: _joined(parts) for which, parts in known.items()}
-    value, std = scores.subset_kernel_distance(x, sets["train"])
+    value, std = formulas.subset_kernel_distance(x, sets["train"])
     return {
         "value": value,
         "subset_std": std,
         "num_compared": {"generated": len(x), "train": len(sets["train"])},
-        "heldout": scores.subset_kernel_distance(sets["heldout"], sets["train"])[0],
-        "noise": scores.subset_kernel_distance(sets["noise"], sets["train"])[0],
+        "heldout": formulas.subset_kernel_distance(sets["heldout"], sets["train"])[0],
+        "noise": formulas.subset_kernel_distance(sets["noise"], sets["train"])[0],
     }
 
 
@@ -93,7 +93,7 @@ def _finish_neighbors(generated: Sequence[np.ndarray], real: Reference, known: K
     train = sets["train"][thinned(len(sets["train"]), count).numpy()]
 
     def against(features: Float[np.ndarray, "n d"]) -> dict[str, float]:
-        return scores.neighborhood_scores(train, features[thinned(len(features), count).numpy()])
+        return formulas.neighborhood_scores(train, features[thinned(len(features), count).numpy()])
 
     found = against(x)
     return {
@@ -107,13 +107,13 @@ def _finish_neighbors(generated: Sequence[np.ndarray], real: Reference, known: K
 
 
 def _finish_inception_score(generated: Float[np.ndarray, "s k+2"], real: Reference, known: Known) -> dict[str, Any]:
-    value, std = scores.inception_score(generated)
+    value, std = formulas.inception_score(generated)
     return {
         "value": value,
         "split_std": std,
         "num_splits": len(generated),
-        "heldout": scores.inception_score(known["heldout"])[0],
-        "noise": scores.inception_score(known["noise"])[0],
+        "heldout": formulas.inception_score(known["heldout"])[0],
+        "noise": formulas.inception_score(known["noise"])[0],
     }
 
 
@@ -187,7 +187,7 @@ FEATURE_METRICS: dict[str, Metric] = {
     "inception_score": Metric(
         "Inception score: mean over 10 splits, in the order of generation, of exp KL(p(y|x) to p(y))",
         prepare=lambda real: real.extractor("inception"),
-        score=lambda shard, real: scores.split_sums(
+        score=lambda shard, real: formulas.split_sums(
             real.features(shard, "inception")[:, real.extractor("inception").num_features :], shard.first, shard.total
         ),
         fold=lambda state, part: part if state is None else state + part,

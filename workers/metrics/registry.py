@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ebm_core.errors import ConfigError
-from workers import scores
-from workers.feature_metrics import FEATURE_METRICS, Known
-from workers.metric import Accumulator, Metric, combine
-from workers.reference import NUM_REAL, RealImages, Reference, Shard, pixel_rows
+from workers.metrics import formulas
+from workers.metrics.feature_metrics import FEATURE_METRICS, Known
+from workers.metrics.metric import Accumulator, Metric, combine
+from workers.metrics.reference import NUM_REAL, RealImages, Reference, Shard, pixel_rows
 
 __all__ = ["METRICS", "NUM_REAL", "Accumulator", "Metric", "RealImages", "Reference", "Shard", "combine", "find_metric"]
 
@@ -29,31 +29,31 @@ def find_metric(name: str) -> Metric:
 def _finish_gap(parts: Sequence[np.ndarray], real: Reference, known: Known) -> dict[str, Any]:
     generated = np.concatenate(parts)
     heldout, train, noise = real.heldout.energies, real.train.energies, real.noise.energies
-    gap, error = scores.energy_gap(heldout, generated)
+    gap, error = formulas.energy_gap(heldout, generated)
     return {
         "value": gap,
         "standard_error": error,
-        "gap_train": scores.energy_gap(train, generated)[0],
+        "gap_train": formulas.energy_gap(train, generated)[0],
         "energy_heldout": float(heldout.mean()),
         "energy_train": float(train.mean()),
         "energy_generated": float(generated.mean()),
         "energy_noise": float(noise.mean()),
-        "auroc_heldout_over_generated": scores.auroc(-heldout, -generated),
-        "auroc_train_over_heldout": scores.auroc(-train, -heldout),
+        "auroc_heldout_over_generated": formulas.auroc(-heldout, -generated),
+        "auroc_train_over_heldout": formulas.auroc(-train, -heldout),
         "num_energies_heldout": len(heldout),
-        "auroc_heldout_over_noise": scores.auroc(-heldout, -noise),
+        "auroc_heldout_over_noise": formulas.auroc(-heldout, -noise),
     }
 
 
 def _score_nearest(shard: Shard, real: Reference) -> tuple[np.ndarray, np.ndarray]:
-    distance, nearest = scores.nearest_distance(shard.images.numpy(), real.train.images.numpy())
+    distance, nearest = formulas.nearest_distance(shard.images.numpy(), real.train.images.numpy())
     return distance, real.train.index[nearest]
 
 
 def _finish_nearest(parts: Sequence[tuple[np.ndarray, np.ndarray]], real: Reference, known: Known) -> dict[str, Any]:
     distance, index = (np.concatenate(column) for column in zip(*parts, strict=True))
     closest = int(distance.argmin())
-    memory = scores.memorization(distance, real.heldout_nearest)
+    memory = formulas.memorization(distance, real.heldout_nearest)
     return {
         "value": memory["ratio"],
         "copied_fraction": memory["copied_fraction"],
@@ -69,11 +69,11 @@ def _score_classifier(shard: Shard, real: Reference) -> Float[np.ndarray, "n k"]
 
 def _finish_classifier(parts: Sequence[np.ndarray], real: Reference, known: Known) -> dict[str, Any]:
     probabilities = np.concatenate(parts)
-    result = scores.classifier_scores(probabilities)
-    heldout = scores.classifier_scores(real.class_probabilities(real.heldout.images))
+    result = formulas.classifier_scores(probabilities)
+    heldout = formulas.classifier_scores(real.class_probabilities(real.heldout.images))
     if real.heldout.labels is not None:
         heldout["accuracy"] = float(real.classifier.score(pixel_rows(real.heldout.images), real.heldout.labels))
-    noise = scores.classifier_scores(real.class_probabilities(real.noise.images))
+    noise = formulas.classifier_scores(real.class_probabilities(real.noise.images))
     counts = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
     return {
         "value": result["mean_confidence"],

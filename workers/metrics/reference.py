@@ -15,10 +15,10 @@ from ebm_core.data.pixels import dequantize
 from ebm_core.errors import DataError
 from ebm_core.rng import stream
 from ebm_core.types import Pixels
-from workers import scores
 from workers.features.deep import Extractor, open_extractor, remembered_features
 from workers.features.weights import Weights
-from workers.stats import FeatureStats, frechet_distance
+from workers.metrics import formulas
+from workers.metrics.stats import FeatureStats, frechet_distance
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -104,7 +104,7 @@ class Reference:
     @cached_property
     def heldout_nearest(self) -> Float[np.ndarray, "n"]:
         """Distance of each held-out image to the nearest training image, in pixels."""
-        return scores.nearest_distance(self.heldout.images.numpy(), self.train.images.numpy())[0]
+        return formulas.nearest_distance(self.heldout.images.numpy(), self.train.images.numpy())[0]
 
     @cached_property
     def classifier(self) -> "LogisticRegression":

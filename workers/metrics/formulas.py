@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ebm_core.errors import DataError
+from ebm_core.types import Pixels
 
 CHUNK_VALUES, CHUNK_ROWS = 2**22, 1024
 """Pixel values and images in one block of all pairs: 32 MiB of pixels and 8 MiB of distances in float64."""
@@ -258,3 +259,10 @@ def _values(values: np.ndarray, what: str, least: int = 2) -> Float[np.ndarray, 
     if bad:
         raise DataError(f"{what}: {bad} of {len(values)} are not finite")
     return values
+
+
+def total_variation(images: Pixels) -> Float[np.ndarray, "n"]:
+    """Sum of absolute differences between neighbouring pixels, in pixels of [0, 1]."""
+    x = images.numpy().astype(np.int64)
+    down, across = np.abs(np.diff(x, axis=2)), np.abs(np.diff(x, axis=3))
+    return (down.sum(axis=(1, 2, 3)) + across.sum(axis=(1, 2, 3))) / 256
