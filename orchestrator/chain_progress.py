@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from orchestrator.objects import ObjectMissing
 from orchestrator.storage import Run
-from workers.chains import NUM_TIMES, Segment
+from workers.studies.chains import NUM_TIMES, Segment
 
 FOLDER = "chains-progress"
 DIGEST = "sha256"

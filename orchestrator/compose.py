@@ -28,9 +28,9 @@ from orchestrator.sample import open_run
 from orchestrator.storage import Run
 from orchestrator.study import Document, Table
 from workers.actor import composition_actor
-from workers.composer import COMPOSED
-from workers.compositions import SHARD_SIZE, Concept, Recipe, check_together, parse_concept, recipe
 from workers.pictures import grids_png
+from workers.studies.composer import COMPOSED
+from workers.studies.recipes import SHARD_SIZE, Concept, Recipe, check_together, parse_concept, recipe
 
 GRID_IMAGES = 36
 """Images of each set that are drawn side by side."""

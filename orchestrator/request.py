@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from ebm_core.errors import ConfigError
-from workers.chains import NUM_TIMES
 from workers.metrics.feature_metrics import FIELD_IMAGES
-from workers.ood_sets import PROTOCOLS
+from workers.studies.chains import NUM_TIMES
+from workers.studies.ood_sets import PROTOCOLS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from orchestrator.chain_progress import Progress, clear
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage import Run
 from orchestrator.study import Asked, Document, Study, Table
-from workers.chains import NUM_TIMES, Plan, Segment
 from workers.pictures import curves_png, grids_png, strip_png
+from workers.studies.chains import NUM_TIMES, Plan, Segment
 
 STRIP_CHAINS = 8
 """Chains whose states are drawn from left to right."""

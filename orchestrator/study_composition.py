@@ -11,8 +11,8 @@ from orchestrator.compose import tables as compose_tables
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage import Run
 from orchestrator.study import Asked, Document, Study, Table
-from workers.composer import AT_ONCE, COMPOSED
 from workers.pictures import grids_png
+from workers.studies.composer import AT_ONCE, COMPOSED
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ebm_core.errors import ConfigError
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage import Run
 from orchestrator.study import Asked, Document, Study, Table
-from workers import ood, ood_sets
+from workers.studies import ood, ood_sets
 
 OOD_SHARD = 500
 """Images of a set in one call."""

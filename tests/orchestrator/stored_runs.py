@@ -15,8 +15,8 @@ from ebm_core.manifest import describe, manifest_bytes
 from orchestrator import telemetry
 from orchestrator.config import job_preset, override
 from orchestrator.storage import Run, RunStore, step_name
-from workers import ood
 from workers.pictures import grid_png, strip_png
+from workers.studies import ood
 
 START = 1_760_000_000.0
 """Wall clock of step 0, seconds since 1970."""

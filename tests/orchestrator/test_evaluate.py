@@ -23,8 +23,8 @@ from orchestrator.config import core_config, job_preset, override
 from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
 from orchestrator.pool import Pool
 from orchestrator.storage import Run, RunStore
-from workers import ood
 from workers.evaluator import PUBLISHED
+from workers.studies import ood
 
 STEP = 4
 

@@ -20,7 +20,7 @@ from orchestrator.study import Asked
 from orchestrator.study_chains import STUDY, measure, plan_of
 from tests.orchestrator.test_evaluate import STEP, store_run
 from tests.workers.conftest import Quadratic, settings
-from workers import chains
+from workers.studies import chains
 
 ROOT = Path(__file__).parents[2]
 PLACE = f"evaluations/step-{STEP:09d}"

@@ -23,8 +23,9 @@ from orchestrator.cli_options import print_table
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage import RunStore
 from orchestrator.study import Asked
-from workers import ood, ood_sets
 from workers.evaluator import Evaluator
+from workers.ood import main as scores_again
+from workers.studies import ood, ood_sets
 
 STEP, FOLDER = 4, "evaluations/step-000000004"
 
@@ -72,7 +73,7 @@ def test_every_score_and_its_origin_can_be_read_from_what_is_stored(plain, tmp_p
         "file": f"{name}-energies.parquet",
         "sha256": hashlib.sha256(parquet).hexdigest(),
     }
-    ood.main([str(tmp_path / "tiny" / FOLDER / document["energies"]["file"])])
+    scores_again([str(tmp_path / "tiny" / FOLDER / document["energies"]["file"])])
     again = json.loads(capsys.readouterr().out)
     assert again["metric"] == name
     assert (again["seed"], again["checkpoint_digest"]) == (3, "0123456789abcdef")
@@ -200,5 +201,5 @@ def test_the_command_names_weights_and_data_and_how_to_score_again(plain, tmp_pa
     assert lines[0] == f"run tiny, step 4, averaged weights 0123456789ab, data digits {fingerprint}"
     command, file = lines[-1].rsplit(maxsplit=1)
     assert command.endswith("python -m workers.ood")
-    ood.main([file])  # the path that is printed is the file's
+    scores_again([file])  # the path that is printed is the file's
     assert json.loads(capsys.readouterr().out)["value"] == document["value"]

@@ -6,22 +6,20 @@ them, the file from which they can be made again (`python -m workers.ood ood-ene
 
 import io
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 from PIL import Image
 
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.types import Pixels, Samples
-from workers import intervals
 from workers.metrics import formulas
 from workers.metrics.formulas import total_variation
-from workers.ood_sets import CROP, FAULT, INSIDE
+from workers.studies import bootstrap
+from workers.studies.ood_sets import CROP, FAULT, INSIDE
 
 PUBLISHED = {"svhn": 0.91, "textures": 0.88, CROP: 0.88, "interpolation": 0.65, "cifar100": 0.83, FAULT: 0.83}
 """AUROC of Table 3, for an unconditional model of CIFAR-10. The paper does not say which Textures it means."""
@@ -117,7 +115,7 @@ def _against(inside: Columns, other: Columns, published: float | None) -> dict[s
     pair = -inside["energy"], -other["energy"]
     return {
         **formulas.detection(*pair),
-        "intervals": intervals.detection_intervals(*pair, np.random.default_rng(SEED), RESAMPLES),
+        "intervals": bootstrap.detection_intervals(*pair, np.random.default_rng(SEED), RESAMPLES),
         "published_auroc": published,
         "num_images": len(other["energy"]),
         "value_range": [float(other["lowest"].min()), float(other["highest"].max())],
@@ -163,15 +161,3 @@ def _edges(energies: Sequence[Float[np.ndarray, "n"]]) -> Float[np.ndarray, "m"]
     low = min(float(np.quantile(e, 0.005)) for e in energies)
     high = max(float(np.quantile(e, 0.995)) for e in energies)
     return np.linspace(low, high if high > low else low + 1, 61)
-
-
-def main(files: Sequence[str]) -> None:
-    """Print the scores of energies that `ebm evaluate` stored."""
-    for file in files:
-        rows = pq.read_table(file)
-        origin = json.loads((rows.schema.metadata or {})[b"ebm"])
-        print(json.dumps(origin | report(columns_of(rows), origin["published"]), indent=2))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ebm_core.errors import DataError
-from workers.intervals import detection_intervals
 from workers.metrics import formulas
+from workers.studies.bootstrap import detection_intervals
 
 
 class Once(np.random.Generator):

@@ -12,15 +12,7 @@ from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.rng import stream
 from ebm_core.sampler import chain
-from workers.compositions import (
-    Concept,
-    Recipe,
-    check_together,
-    draw_shard,
-    own_concepts,
-    parse_concept,
-    recipe,
-)
+from workers.studies.recipes import Concept, Recipe, check_together, draw_shard, own_concepts, parse_concept, recipe
 
 LEFT = DataConfig(name="objects", condition="attributes", attributes=("left", "top"))
 

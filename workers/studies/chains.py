@@ -22,7 +22,7 @@ from ebm_core.rng import stream, uniform
 from ebm_core.sampler import chain
 from ebm_core.types import Energy, Pixels, Samples
 from workers.metrics.formulas import total_variation
-from workers.mixing import Memory, autocorrelation_time
+from workers.studies.autocorrelation import Memory, autocorrelation_time
 
 NUM_TIMES = 20
 """States of a chain that are looked at, and segments that it is run in."""

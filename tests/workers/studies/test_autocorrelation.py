@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ebm_core.errors import DataError
-from workers.mixing import autocorrelation_time
+from workers.studies.autocorrelation import autocorrelation_time
 
 
 def autoregressive(phi: float, length: int = 400, chains: int = 64, values: int = 1) -> np.ndarray:

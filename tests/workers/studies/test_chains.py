@@ -10,7 +10,7 @@ import torch
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.rng import stream, uniform
 from ebm_core.sampler import chain
-from workers import chains
+from workers.studies import chains
 
 
 def plan(num_chains=6, num_steps=40, seed=0) -> chains.Plan:

@@ -8,8 +8,8 @@ from ebm_core.config import DataConfig
 from ebm_core.data import Dataset
 from ebm_core.data.images import fit
 from ebm_core.errors import ConfigError, DataError
-from workers.compositions import Concept, recipe, score
-from workers.judge import fit_judge
+from workers.studies.judge import fit_judge
+from workers.studies.recipes import Concept, recipe, score
 
 
 def bars(count: int, split: str = "train", size: int = 8, seed: int = 0) -> Dataset:

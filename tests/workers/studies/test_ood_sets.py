@@ -16,8 +16,8 @@ from ebm_core.data import Dataset, dequantize, from_pixels, load
 from ebm_core.data.files import MD5
 from ebm_core.errors import ConfigError, DataError
 from orchestrator.prepare import prepare
-from workers import ood_sets
-from workers.ood_sets import ImageSet, SetReader, image_set
+from workers.studies import ood_sets
+from workers.studies.ood_sets import ImageSet, SetReader, image_set
 
 CIFAR = DataConfig(image_size=32, channels=3)
 

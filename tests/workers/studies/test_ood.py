@@ -12,8 +12,9 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
-from workers import ood
 from workers.metrics import formulas
+from workers.ood import main as scores_again
+from workers.studies import ood
 
 
 def two_sets(seed: int = 0, n: int = 83, m: int = 140) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +189,7 @@ def test_everything_can_be_made_again_from_the_file(tmp_path, capsys):
     found = {name: columns(rng.normal(i, 1, 50 + 9 * i)) for i, name in enumerate(("heldout", "svhn", "textures"))}
     made, origin = ood.report(found, ood.PUBLISHED), {"seed": 3, "published": ood.PUBLISHED}
     pq.write_table(ood.table(found, origin), tmp_path / "energies.parquet")
-    ood.main([str(tmp_path / "energies.parquet")])
+    scores_again([str(tmp_path / "energies.parquet")])
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(origin | made))
 
     rows = pq.read_table(tmp_path / "energies.parquet").to_pylist()  # and without any code of ours
