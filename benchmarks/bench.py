@@ -340,7 +340,7 @@ def _job(storage: str, workers: int, threads: int, batch: int) -> Contestant:
     ]
 
     def read(_: Path) -> list[Window]:
-        from orchestrator.storage import RunStore
+        from orchestrator.storage.run_store import RunStore
         from orchestrator.telemetry import read_parts
 
         run = RunStore(storage).run(name)

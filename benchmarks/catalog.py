@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ebm_core.config import to_tree
 from orchestrator import catalog, telemetry
 from orchestrator.config import job_preset, override
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 
 THREADS = 16
 

@@ -44,7 +44,7 @@ from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state
 from orchestrator import cluster, runs, telemetry, train_job, worker_loop
 from orchestrator.config import JobConfig, core_config, job_preset, override, parse
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 
 RATES: tuple[float | None, ...] = (10, 100, 1000, None)
 """Rows per second that rank 0 tries; None: as fast as it can."""

@@ -19,7 +19,7 @@ from ebm_core.rng import stream
 from ebm_core.trainer import TrainState, fingerprint, init_state, train_step
 from orchestrator import runs, worker_loop
 from orchestrator.config import JobConfig, core_config, job_preset, override
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.telemetry import Recorder
 
 EVERY = 500

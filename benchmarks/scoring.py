@@ -21,7 +21,7 @@ from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator import runs
 from orchestrator.config import JobConfig, core_config, job_preset, override
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from workers.evaluator import Evaluator
 from workers.features.small import SmallFeatures
 from workers.metrics.stats import FeatureStats, frechet_distance

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ebm_core import checkpoint
 from ebm_core.manifest import parse_manifest
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_record import SweepRecord, without_cost
 
 SWEEP = """

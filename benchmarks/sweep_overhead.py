@@ -25,7 +25,7 @@ from typing import Any
 
 from orchestrator import cluster, runs
 from orchestrator.config import JobConfig, override
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import run_sweep
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_record import StoredSweep, SweepPlan

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from ebm_core.errors import ConfigError
 from orchestrator.catalog_schema import SCHEMA, typed_row
-from orchestrator.objects import ObjectMissing, StorageError
 from orchestrator.runs import RunSummary, last_row, summarise
-from orchestrator.storage import RunStore
+from orchestrator.storage.interface import ObjectMissing, StorageError
+from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_record import SweepRecord, marked_sweep
 
 FOLDER = "_catalog"

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from orchestrator.objects import ObjectMissing
-from orchestrator.storage import Run
+from orchestrator.storage.interface import ObjectMissing
+from orchestrator.storage.run_store import Run
 from workers.studies.chains import NUM_TIMES, Segment
 
 FOLDER = "chains-progress"

@@ -62,7 +62,7 @@ def evaluate(
     """
     from orchestrator.evaluate import EvaluationRequest, tables
     from orchestrator.evaluate import evaluate as score
-    from orchestrator.storage import step_name
+    from orchestrator.storage.commits import step_name
     from workers.features.weights import Weights
 
     request = EvaluationRequest(

@@ -26,7 +26,7 @@ def runs(
     if context.invoked_subcommand is not None:
         return
     from orchestrator import catalog
-    from orchestrator.storage import RunStore
+    from orchestrator.storage.run_store import RunStore
 
     store = RunStore(storage)
     table = catalog.rebuild(store) if rebuild else catalog.read(store)
@@ -73,7 +73,7 @@ def compare(first: RunName, second: RunName, storage: Storage = "./runs") -> Non
     Example: ebm runs compare digits-0001 digits-0002
     """
     from orchestrator.compare import compare as side_by_side
-    from orchestrator.sample import open_run
+    from orchestrator.storage.find import open_run
 
     found = side_by_side(open_run(first, storage), open_run(second, storage))
     for title, lines in (("settings", found.settings), ("scores", found.scores), ("last metrics", found.metrics)):

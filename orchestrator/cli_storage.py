@@ -25,8 +25,8 @@ def verify(
 
     Example: ebm verify s3://runs/cifar10-0001
     """
-    from orchestrator.sample import open_run
-    from orchestrator.upkeep import examine
+    from orchestrator.storage.find import open_run
+    from orchestrator.storage.upkeep import examine
 
     verdicts = list(examine(open_run(run, storage), (lambda text: print(text, file=sys.stderr)) if set_aside else None))
     rows = [(str(v.step), v.name, "-" if v.size is None else f"{v.size:,}", _state(v)) for v in verdicts]
@@ -61,8 +61,8 @@ def gc(
     """
     from datetime import timedelta
 
-    from orchestrator.sample import open_run
-    from orchestrator.upkeep import collect
+    from orchestrator.storage.find import open_run
+    from orchestrator.storage.upkeep import collect
 
     found = collect(open_run(run, storage), timedelta(hours=older_than), dry_run=dry_run)
     if found:

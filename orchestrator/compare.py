@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator import runs, telemetry
 from orchestrator.config import differences, flatten
-from orchestrator.storage import Run
+from orchestrator.storage.run_store import Run
 
 Line = tuple[str, str, str]
 """What, of the first run, of the second."""

@@ -24,8 +24,8 @@ from orchestrator.cluster import WORKER_ENV, start_ray, storage_environment
 from orchestrator.config import core_config, parse
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool, Say
-from orchestrator.sample import open_run
-from orchestrator.storage import Run
+from orchestrator.storage.find import open_run
+from orchestrator.storage.run_store import Run
 from orchestrator.study import Document, Table
 from workers.actor import composition_actor
 from workers.pictures import grids_png

@@ -87,7 +87,7 @@ def _room() -> Iterator[Finding]:
 def _storage(uri: str) -> Iterator[Finding]:
     """A folder is tried by creating a file in it (or in the first parent that exists); a bucket, by listing it."""
     from ebm_core.errors import EbmError
-    from orchestrator.storage import RunStore
+    from orchestrator.storage.run_store import RunStore
 
     if "://" in uri:
         try:

@@ -18,8 +18,9 @@ from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool, Say, Take
 from orchestrator.request import EvaluationRequest
 from orchestrator.runs import score_rows, shown_name
-from orchestrator.sample import open_run
-from orchestrator.storage import Run, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.find import open_run
+from orchestrator.storage.run_store import Run
 from orchestrator.study import Asked, Document, Study, Table
 from workers.actor import evaluator_actor
 from workers.features.weights import KINDS, Weights

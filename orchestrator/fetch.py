@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.cluster import adopt
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 
 
 @dataclass(frozen=True)

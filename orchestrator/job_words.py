@@ -10,8 +10,8 @@ from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from orchestrator import runs
 from orchestrator.config import JobConfig, job_preset, override, parse
-from orchestrator.sample import open_run
-from orchestrator.storage import RunStore, require_run_name
+from orchestrator.storage.find import open_run
+from orchestrator.storage.run_store import RunStore, require_run_name
 from orchestrator.submit import Job
 
 NEEDS_FILES = "nodes of the cluster look for it elsewhere; name a folder that each of them sees, from the root"

@@ -16,8 +16,8 @@ from ebm_core.data.shards import (
     preparation_order,
 )
 from ebm_core.errors import ConfigError
-from orchestrator.objects import ObjectStore
-from orchestrator.storage_uri import open_objects
+from orchestrator.storage.interface import ObjectStore
+from orchestrator.storage.uri import open_objects
 
 
 def prepare(cfg: DataConfig, to: str, say: Callable[[str], None] = lambda text: None) -> PreparedSet:

@@ -11,7 +11,7 @@ from orchestrator.report_data import NOT_COMPARED, RunData, gather
 from orchestrator.report_page import render
 from orchestrator.report_pictures import IMAGE_BUDGET, Picture, last_grid
 from orchestrator.report_run import Tile, duration, score_table, stability_tile
-from orchestrator.storage import Run
+from orchestrator.storage.run_store import Run
 from orchestrator.telemetry import METRIC_NAMES
 
 CURVES = {"loss": "Loss", "grad_norm": "Gradient norm", "steps_per_s": "Rate"}

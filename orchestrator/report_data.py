@@ -9,7 +9,8 @@ from ebm_core.config import to_tree
 from ebm_core.presets import PRESETS
 from orchestrator import runs
 from orchestrator.config import differences, flatten, job_preset
-from orchestrator.storage import Run, StorageError
+from orchestrator.storage.interface import StorageError
+from orchestrator.storage.run_store import Run
 from orchestrator.telemetry import METRIC_NAMES, training_seconds
 
 PAPER_SCORES: Mapping[str, Mapping[str, float]] = {"cifar10": {"fid": 35.4, "inception_score": 7.48}}

@@ -12,7 +12,9 @@ from markupsafe import Markup
 from orchestrator.report_charts import NUM_COLORS, Band, Chart, Level, Mark, Series, draw, tick_text
 from orchestrator.report_data import RunData
 from orchestrator.report_pictures import spread
-from orchestrator.storage import Run, StorageError, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.interface import StorageError
+from orchestrator.storage.run_store import Run
 from orchestrator.telemetry import METRIC_NAMES
 
 COLLAPSE = -1.0

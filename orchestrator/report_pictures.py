@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from orchestrator.storage import Run, StorageError
+from orchestrator.storage.interface import StorageError
+from orchestrator.storage.run_store import Run
 
 IMAGE_BUDGET = 3_000_000
 """Bytes of all pictures of a page before base64, which adds a third: with curves and text it stays under 5 MB."""

@@ -10,7 +10,8 @@ from orchestrator.report_data import PAPER_SCORES, RunData, gather
 from orchestrator.report_page import render
 from orchestrator.report_pictures import Grids, Picture, grids, picture
 from orchestrator.runs import score_rows
-from orchestrator.storage import Run, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.run_store import Run
 
 LOSS_TERMS = {"loss": "sum", "cd": "L_CD", "opt": "L_opt", "entropy": "L_ent", "l2": "L2 of energies"}
 GRADIENTS = {

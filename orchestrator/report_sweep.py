@@ -16,7 +16,7 @@ from orchestrator.report_parallel import Line, draw_parallel
 from orchestrator.report_pictures import IMAGE_BUDGET, Picture, last_grid
 from orchestrator.report_run import Tile, duration
 from orchestrator.report_sweep_data import SweepData, TrialData, gather_sweep, number
-from orchestrator.storage import Run
+from orchestrator.storage.run_store import Run
 from orchestrator.sweep_table import PAPER, mean_and_spread, short_setting
 
 __all__ = ["gather_sweep", "sweep_page"]

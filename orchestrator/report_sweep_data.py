@@ -11,7 +11,8 @@ from typing import Any
 
 from ebm_core.errors import ConfigError, EbmError
 from orchestrator.report_data import read_rows
-from orchestrator.storage import Run, StorageError
+from orchestrator.storage.interface import StorageError
+from orchestrator.storage.run_store import Run
 from orchestrator.sweep_record import PLAN
 from orchestrator.sweep_table import rank
 from orchestrator.telemetry import training_seconds

@@ -12,10 +12,10 @@ from typing import Any
 
 from ebm_core.config import TrainConfig
 from ebm_core.errors import DivergenceError
-from orchestrator.objects import ObjectMissing, StorageError
 from orchestrator.runs import PROVENANCE, read_provenance
-from orchestrator.storage import Run
-from orchestrator.stored_checkpoint import Warn
+from orchestrator.storage.interface import ObjectMissing, StorageError
+from orchestrator.storage.run_store import Run
+from orchestrator.storage.stored_checkpoint import Warn
 
 ROLLBACKS = "rollbacks.json"
 

@@ -17,7 +17,9 @@ from ebm_core.config import to_tree
 from ebm_core.data import load
 from orchestrator import telemetry
 from orchestrator.config import JobConfig
-from orchestrator.storage import ObjectMissing, Run, RunStore, StorageError, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.interface import ObjectMissing, StorageError
+from orchestrator.storage.run_store import Run, RunStore
 from workers.metrics.feature_metrics import FIELD_IMAGES, printed_name
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"

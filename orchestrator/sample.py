@@ -11,7 +11,8 @@ from ebm_core.checkpoint import load_energy
 from ebm_core.data import condition_table, load, num_conditions
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.types import Pixels
-from orchestrator.storage import Run, RunStore, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.find import open_run
 from workers.generate import generate_images
 from workers.pictures import grid_png
 
@@ -62,23 +63,6 @@ def sample_checkpoint(folder: Path, count: int, seed: int, num_steps: int | None
     elif cfg.data.condition == "attributes":
         rows = condition_table(load(cfg.data, "train"), cfg.data)
     return generate_images(model, cfg, seed=seed, count=count, rows=rows)
-
-
-def open_run(where: str, storage: str) -> Run:
-    """The run of that name below `storage`, or at that folder or URI; ConfigError lists what there is."""
-    plain = where.partition("?")[0].rstrip("/")
-    if "/" in plain:
-        storage = where.partition("?")[1] + where.partition("?")[2]  # the store keeps the URI's options
-        folder, _, name = plain.rpartition("/")
-        storage = (folder or "/") + storage
-    else:
-        name = plain
-    store = RunStore(storage)
-    known = store.runs()
-    if name not in known:
-        shown = f"there are {', '.join(known[:8])}" if known else "it has no runs"
-        raise ConfigError(f"run {name!r} is not in {store.uri}: {shown}")
-    return store.run(name)
 
 
 def _warn(text: str) -> None:

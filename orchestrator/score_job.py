@@ -16,7 +16,8 @@ from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool
 from orchestrator.request import EvaluationRequest
 from orchestrator.runs import ema_grid_key, headline, is_scored, unscored
-from orchestrator.storage import Run, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.run_store import Run
 from orchestrator.study import Asked
 from workers.features.weights import Weights
 

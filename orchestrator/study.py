@@ -10,7 +10,7 @@ from typing import Any
 from ebm_core.config import DataConfig
 from orchestrator.pool import Pool
 from orchestrator.request import EvaluationRequest
-from orchestrator.storage import Run
+from orchestrator.storage.run_store import Run
 
 Document = dict[str, Any]
 """A result. What does not belong into its JSON is taken out by `store`."""

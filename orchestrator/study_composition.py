@@ -9,7 +9,7 @@ from ebm_core.errors import ConfigError
 from orchestrator.compose import GRID_IMAGES, draw
 from orchestrator.compose import tables as compose_tables
 from orchestrator.request import EvaluationRequest
-from orchestrator.storage import Run
+from orchestrator.storage.run_store import Run
 from orchestrator.study import Asked, Document, Study, Table
 from workers.pictures import grids_png
 from workers.studies.composer import AT_ONCE, COMPOSED

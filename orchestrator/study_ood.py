@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ebm_core.config import DataConfig
 from ebm_core.errors import ConfigError
 from orchestrator.request import EvaluationRequest
-from orchestrator.storage import Run
+from orchestrator.storage.run_store import Run
 from orchestrator.study import Asked, Document, Study, Table
 from workers.studies import ood, ood_sets
 

@@ -23,9 +23,9 @@ from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from orchestrator import catalog, cluster
 from orchestrator.config import JobConfig, override
-from orchestrator.ownership import OwnedError, Ownership
 from orchestrator.search_space import parse_space
-from orchestrator.storage import RunStore
+from orchestrator.storage.ownership import OwnedError, Ownership
+from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_display import Quiet, SweepDisplay
 from orchestrator.sweep_plan import check_same
 from orchestrator.sweep_record import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep

@@ -13,7 +13,7 @@ from ebm_core.presets import PRESETS
 from orchestrator.config import JobConfig, flatten, job_preset, override
 from orchestrator.grids import GRIDS, SMOKE, find_grid, grid_base
 from orchestrator.search_space import is_range, parse_space
-from orchestrator.storage import require_run_name
+from orchestrator.storage.run_store import require_run_name
 from orchestrator.sweep_record import Row, SweepPlan
 from orchestrator.telemetry import METRIC_NAMES, WALL_CLOCK
 

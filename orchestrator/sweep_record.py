@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ebm_core.errors import ConfigError
-from orchestrator.objects import ObjectMissing, StorageError
-from orchestrator.storage import Run, RunStore, require_run_name
+from orchestrator.storage.interface import ObjectMissing, StorageError
+from orchestrator.storage.run_store import Run, RunStore, require_run_name
 
 VERSION = 1
 PLAN, TRIAL_MARK, OWNERS = "sweep.json", "trial.json", "owners"

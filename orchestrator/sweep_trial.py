@@ -17,10 +17,10 @@ import ray
 from ebm_core.errors import ConfigError, DivergenceError, EbmError
 from orchestrator import runs, telemetry
 from orchestrator.cluster import adopt
-from orchestrator.commits import parse_step_name
 from orchestrator.config import JobConfig, parse
 from orchestrator.score_job import Scorer
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.commits import parse_step_name
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult, TrialState
 from orchestrator.train_job import Watcher, run_training
 from workers.metrics.registry import METRICS

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ebm_core.errors import ConfigError
-from orchestrator.objects import os_reason
 from orchestrator.report_data import RunData, gather
 from orchestrator.report_pictures import grid_steps, read_picture
 from orchestrator.runs import ema_grid_key, headline
-from orchestrator.storage import Run
+from orchestrator.storage.interface import os_reason
+from orchestrator.storage.run_store import Run
 from orchestrator.telemetry import METRIC_NAMES
 
 EVENTS = "events.out.tfevents.0000000000.confab"

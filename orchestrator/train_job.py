@@ -30,7 +30,8 @@ from orchestrator.exporter import Link
 from orchestrator.metrics import Meter
 from orchestrator.progress import Display, Silent
 from orchestrator.score_job import Scorer
-from orchestrator.storage import Run, RunStore, StorageError
+from orchestrator.storage.interface import StorageError
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
 from workers.features.weights import Weights
 

@@ -27,7 +27,8 @@ from orchestrator.config import JobConfig, core_config, parse
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
 from orchestrator.runs import awaiting_scores
 from orchestrator.saving import BackgroundSaver, gather
-from orchestrator.storage import Run, RunStore, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.run_store import Run, RunStore
 from workers.pictures import grid_png
 
 STOP_CHECK_S = 1.0

@@ -30,7 +30,7 @@ BANDIT: dict[tuple[str, str], str] = {
     ("B108", "orchestrator/metrics.py"): "Ray's own default folder, in a configuration that Prometheus reads",
     ("B310", "benchmarks/control_plane.py"): "http to a server that the program itself has started on loopback",
     ("B311", "benchmarks/sweep_kills.py"): "moments of kills in an experiment",
-    ("B311", "orchestrator/s3.py"): "jitter of retries",
+    ("B311", "orchestrator/storage/s3.py"): "jitter of retries",
     ("B311", "orchestrator/search_space.py"): "draws of a random search, which must repeat",
     (
         "B403",

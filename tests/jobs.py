@@ -13,7 +13,7 @@ from typing import Any
 from ebm_core import checkpoint
 from ebm_core.manifest import parse_manifest
 from orchestrator import runs, telemetry
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.run_store import Run, RunStore
 
 
 @dataclass

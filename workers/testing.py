@@ -7,7 +7,7 @@ same objects whenever the same name is opened again. A check raises AssertionErr
     def test_my_store(check, tmp_path):
         check(lambda name: MyStore(tmp_path / name))
 
-`STORE_CHECKS` take stores of objects, `RUN_CHECKS` take stores of runs (`orchestrator.storage.RunStore`).
+`STORE_CHECKS` take stores of objects, `RUN_CHECKS` take stores of runs (`orchestrator.storage.run_store.RunStore`).
 """
 
 import hashlib

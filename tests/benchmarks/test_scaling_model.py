@@ -21,8 +21,9 @@ from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import worker_loop
 from orchestrator.config import core_config, job_preset, override
-from orchestrator.objects import FolderStore, ObjectInfo
-from orchestrator.storage import RunStore
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import ObjectInfo
+from orchestrator.storage.run_store import RunStore
 from orchestrator.telemetry import Recorder
 
 DEVICE = model.Device("any", 1e12, 1e-6)
@@ -110,7 +111,7 @@ def test_bytes_of_a_checkpoint_are_those_of_one_that_was_written(name: str, tmp_
 
 
 class Requests(FolderStore):
-    """A folder that counts what an S3 store would ask its server for (`orchestrator/s3.py`), 1,000 objects a page."""
+    """A folder that counts what an S3 store would ask its server for (`storage/s3.py`), 1,000 objects a page."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)

@@ -15,9 +15,9 @@ import ray
 from ebm_core.errors import ConfigError
 from orchestrator import catalog, cluster, runs
 from orchestrator.config import JobConfig, override
-from orchestrator.ownership import OwnedError
 from orchestrator.report_sweep import sweep_page
-from orchestrator.storage import RunStore
+from orchestrator.storage.ownership import OwnedError
+from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import _Driver, run_sweep
 from orchestrator.sweep_display import Quiet
 from orchestrator.sweep_plan import SweepRequest, make_plan

@@ -27,7 +27,7 @@ from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, cluster, runs, telemetry
 from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.score_job import Scorer
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.train_job import RunResult, resolved, run_training
 
 pytestmark = [

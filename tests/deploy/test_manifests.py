@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from orchestrator.config import job_preset, override
-from orchestrator.storage_uri import open_objects
+from orchestrator.storage.uri import open_objects
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

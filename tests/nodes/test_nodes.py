@@ -13,7 +13,7 @@ import pytest
 from ebm_core import checkpoint
 from ebm_core.manifest import parse_manifest
 from orchestrator import runs, telemetry
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.run_store import Run, RunStore
 from tests.nodes.lab import Lab, wait_until
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]

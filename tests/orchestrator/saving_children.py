@@ -27,11 +27,11 @@ from ebm_core import checkpoint
 from ebm_core.trainer import TrainState, fingerprint, init_state
 from orchestrator import worker_loop
 from orchestrator.config import CheckpointConfig, JobConfig, core_config
-from orchestrator.objects import FolderStore
-from orchestrator.storage import Run, open_store
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.run_store import Run, open_store
 from orchestrator.telemetry import Recorder
 from tests.ebm_core.tiny import tiny_config
-from tests.orchestrator.storage_children import fork
+from tests.orchestrator.storage.storage_children import fork
 
 PUT = ("metrics", "model", "ema", "optimizer", "state", "buffer-shard", "samples", "MANIFEST")
 """What one save puts, in this order; then it creates COMMITTED and deletes the oldest checkpoint."""
@@ -126,7 +126,7 @@ class Tracer:
         after("replace", lambda *_: "named")
         after("link", lambda *_: "named")
         after("unlink", lambda _, path: "unlinked" if self._doing.startswith("delete") else None)
-        mock.patch("orchestrator.objects.shutil.copyfileobj", half_written).start()
+        mock.patch("orchestrator.storage.folder.shutil.copyfileobj", half_written).start()
 
     def _watch_s3(self) -> None:
         """While a request's body is sent and when its answer is in. (A HEAD that confirms is no crash point.)"""

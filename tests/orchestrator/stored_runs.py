@@ -14,7 +14,8 @@ from ebm_core.config import to_tree
 from ebm_core.manifest import describe, manifest_bytes
 from orchestrator import telemetry
 from orchestrator.config import job_preset, override
-from orchestrator.storage import Run, RunStore, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.run_store import Run, RunStore
 from workers.pictures import grid_png, strip_png
 from workers.studies import ood
 

@@ -6,7 +6,7 @@ import pytest
 from ebm_core.manifest import FileEntry
 from orchestrator import saving
 from orchestrator.saving import BackgroundSaver, Deposits, gather
-from orchestrator.storage import StorageError
+from orchestrator.storage.interface import StorageError
 
 PATIENCE_S = 30
 

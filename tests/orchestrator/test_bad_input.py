@@ -14,7 +14,7 @@ from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, runs
 from orchestrator.config import core_config, job_preset, override
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from tests.ebm_core.tiny import batch
 
 SMALL = [

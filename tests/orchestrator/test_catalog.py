@@ -14,7 +14,7 @@ from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from orchestrator import catalog, cli, telemetry
 from orchestrator.config import job_preset, override
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_record import PlannedTrial, SweepRecord, TrialResult
 
 

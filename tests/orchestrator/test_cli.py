@@ -13,7 +13,7 @@ from ebm_core.config import to_tree
 from ebm_core.errors import DivergenceError
 from orchestrator import cli, runs
 from orchestrator.config import job_preset, override, parse
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 
 ROOT = Path(__file__).parents[2]
 

@@ -23,7 +23,7 @@ from orchestrator.compose import ComposeRequest, compose, tables
 from orchestrator.config import core_config, job_preset, override
 from orchestrator.evaluate import EvaluationRequest, evaluate
 from orchestrator.evaluate import tables as evaluate_tables
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.run_store import Run, RunStore
 
 STEP = 3
 SMALL = [

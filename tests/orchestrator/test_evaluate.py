@@ -22,7 +22,7 @@ from orchestrator.cluster import ClusterError
 from orchestrator.config import core_config, job_preset, override
 from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
 from orchestrator.pool import Pool
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.run_store import Run, RunStore
 from workers.evaluator import PUBLISHED
 from workers.studies import ood
 

@@ -13,7 +13,7 @@ from orchestrator import report, report_data, report_pictures, telemetry
 from orchestrator.report import follow, leave_page, write_report
 from orchestrator.report_run import run_page, stability_tile
 from orchestrator.report_sweep import MAX_GRIDS, gather_sweep, grid_table, sweep_html
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from tests.orchestrator import stored_runs
 from tests.orchestrator.stored_runs import store_run, store_sweep
 

@@ -17,9 +17,9 @@ from ebm_core.monitor import StabilityMonitor
 from ebm_core.trainer import fingerprint, init_state
 from orchestrator import runs, worker_loop
 from orchestrator.config import CheckpointConfig, JobConfig, core_config, job_preset, override
-from orchestrator.objects import StorageError
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, read_rollbacks, record_rollback
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.interface import StorageError
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.telemetry import Recorder
 from tests.ebm_core.tiny import tiny_config
 from workers.testing import write_checkpoint

@@ -18,7 +18,8 @@ from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.evaluate import check_weights
 from orchestrator.runs import awaiting_scores, unscored
 from orchestrator.score_job import Scorer
-from orchestrator.storage import Run, RunStore, StorageError
+from orchestrator.storage.interface import StorageError
+from orchestrator.storage.run_store import Run, RunStore
 from workers.evaluator import Evaluator
 from workers.features.weights import Weights
 

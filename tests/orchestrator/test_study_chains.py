@@ -15,7 +15,7 @@ from ebm_core.config import TrainConfig
 from ebm_core.errors import CheckpointError
 from orchestrator.chain_progress import FOLDER, Progress, clear
 from orchestrator.request import EvaluationRequest
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.study import Asked
 from orchestrator.study_chains import STUDY, measure, plan_of
 from tests.orchestrator.test_evaluate import STEP, store_run

@@ -21,7 +21,7 @@ from ebm_core.trainer import init_state
 from orchestrator import cli, study_ood
 from orchestrator.cli_options import print_table
 from orchestrator.request import EvaluationRequest
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from orchestrator.study import Asked
 from workers.evaluator import Evaluator
 from workers.ood import main as scores_again

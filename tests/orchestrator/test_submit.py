@@ -17,7 +17,7 @@ from orchestrator import cli, runs, submit
 from orchestrator.cluster import ClusterError
 from orchestrator.config import job_preset, override, parse
 from orchestrator.job_words import check_words, cloned_job, lost_jobs, resumed_job
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from orchestrator.submit import Job, Jobs, compare_versions
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")

@@ -8,7 +8,7 @@ import pytest
 from ebm_core.config import to_tree
 from orchestrator.config import JobConfig, override
 from orchestrator.search_space import parse_space
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult
 from orchestrator.sweep_search import OptunaSuggester, RandomSuggester, Suggester, Trials, asha, trial_of_row

@@ -10,7 +10,7 @@ from ebm_core.config import to_tree
 from orchestrator import telemetry
 from orchestrator.config import JobConfig, override
 from orchestrator.runs import lacking_scores, unscored
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_record import SweepPlan
 from orchestrator.sweep_search import trial_of_row

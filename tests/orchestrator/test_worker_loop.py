@@ -12,8 +12,8 @@ from ebm_core.errors import CheckpointError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, fingerprint, init_state, train_step
-from orchestrator.objects import FolderStore
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.worker_loop import Group, restore
 from tests.ebm_core.tiny import batch, tiny_config
 

@@ -7,9 +7,10 @@ import boto3
 import pytest
 
 from ebm_core.errors import EbmError
-from orchestrator.objects import FolderStore, ObjectStore, StorageError
-from orchestrator.s3 import S3Store
-from orchestrator.storage import RunStore
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import ObjectStore, StorageError
+from orchestrator.storage.run_store import RunStore
+from orchestrator.storage.s3 import S3Store
 from tests.faults import moto_bucket
 from workers.testing import BAD_KEYS, RUN_CHECKS, STORE_CHECKS, Check, write_checkpoint
 

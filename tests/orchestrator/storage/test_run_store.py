@@ -11,9 +11,11 @@ import pytest
 from ebm_core.config import to_tree
 from ebm_core.errors import CheckpointError, ConfigError
 from orchestrator.config import check_resumable, job_preset, override, parse
-from orchestrator.objects import FolderStore
-from orchestrator.s3 import S3Store
-from orchestrator.storage import ObjectMissing, RunStore, StorageError, open_store, require_run_name, step_name
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import ObjectMissing, StorageError
+from orchestrator.storage.run_store import RunStore, open_store, require_run_name
+from orchestrator.storage.s3 import S3Store
 from workers.testing import flip_bit, write_checkpoint
 
 
@@ -251,8 +253,8 @@ def test_errors_survive_a_trip_between_processes():
 
 def test_a_folder_needs_no_boto3(tmp_path: Path):
     code = (
-        "import sys; from orchestrator.storage import open_store; open_store(sys.argv[1]).check_writable(); "
+        "import sys; from orchestrator.storage.run_store import open_store; open_store(sys.argv[1]).check_writable(); "
         "assert not {'boto3', 'botocore', 'ray'} & set(sys.modules)"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "runs")], cwd=root, check=True, timeout=60)

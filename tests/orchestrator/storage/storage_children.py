@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.objects import FolderStore
-from orchestrator.storage import RunStore
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.run_store import RunStore
 from workers.testing import upload_checkpoint, write_checkpoint
 
 CALLS = ("open", "fsync", "replace", "link", "unlink", "rmdir", "mkdir")

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 from ebm_core.errors import CheckpointError
 from ebm_core.manifest import MANIFEST_NAME
-from orchestrator.commits import StoredStep
-from orchestrator.storage import Run
-from orchestrator.stored_checkpoint import StoredCheckpoint, Warn
+from orchestrator.storage.commits import StoredStep
+from orchestrator.storage.run_store import Run
+from orchestrator.storage.stored_checkpoint import StoredCheckpoint, Warn
 
 GRACE_HOURS = 24.0
 """Younger objects may belong to an upload under way; a clock that is off by an hour leaves 23."""

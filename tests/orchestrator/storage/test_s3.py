@@ -9,9 +9,9 @@ import pytest
 
 from ebm_core.errors import CheckpointError
 from ebm_core.manifest import verify
-from orchestrator.objects import ObjectMissing, StorageError
-from orchestrator.s3 import S3Store
-from orchestrator.storage import Run, RunStore
+from orchestrator.storage.interface import ObjectMissing, StorageError
+from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.storage.s3 import S3Store
 from tests.faults import FaultProxy, fault_proxy, make_bucket, moto_server
 from workers.testing import upload_checkpoint, write_checkpoint
 

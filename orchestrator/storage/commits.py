@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from ebm_core.errors import CheckpointError
 from ebm_core.manifest import MANIFEST_NAME, MAX_STEP
-from orchestrator.objects import StorageError
+from orchestrator.storage.interface import StorageError
 
 COMMITTED, DAMAGED = "COMMITTED", "DAMAGED"
 _ATTEMPT = re.compile(r"attempt-[0-9a-f]{8,64}")

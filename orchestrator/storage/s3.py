@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
 
-from orchestrator.objects import (
+from orchestrator.storage.interface import (
     Leftover,
     ObjectInfo,
     ObjectMissing,

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator.commits import StoredStep, parse_step_key, step_name
-from orchestrator.objects import ObjectInfo, ObjectMissing, ObjectStore, StorageError
-from orchestrator.storage_uri import open_objects
-from orchestrator.stored_checkpoint import StoredCheckpoint, Warn
+from orchestrator.storage.commits import StoredStep, parse_step_key, step_name
+from orchestrator.storage.interface import ObjectInfo, ObjectMissing, ObjectStore, StorageError
+from orchestrator.storage.stored_checkpoint import StoredCheckpoint, Warn
+from orchestrator.storage.uri import open_objects
 
 __all__ = ["ObjectMissing", "Run", "RunStore", "StorageError", "open_store", "require_run_name", "step_name"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ebm_core.errors import ConfigError
-from orchestrator.objects import FolderStore, ObjectStore, is_key
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import ObjectStore, is_key
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _CREDENTIALS_REMEDY = (
@@ -65,7 +66,7 @@ def _open_s3(uri: str) -> ObjectStore:
     for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if endpoint is None and os.environ.get(variable):
             endpoint = _require_endpoint(os.environ[variable], variable)
-    from orchestrator.s3 import S3Store  # boto3 takes its time; folders do without
+    from orchestrator.storage.s3 import S3Store  # boto3 takes its time; folders do without
 
     return S3Store(bucket, prefix, endpoint, location=location)
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import cli
-from orchestrator.objects import FolderStore, Leftover, StorageError
-from orchestrator.s3 import S3Store
-from orchestrator.storage import Run, RunStore
-from orchestrator.upkeep import collect, examine
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import Leftover, StorageError
+from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.storage.s3 import S3Store
+from orchestrator.storage.upkeep import collect, examine
 from tests.faults import moto_bucket
 from workers.testing import (
     CHECKPOINT_FILES,

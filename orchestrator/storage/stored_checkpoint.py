@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ebm_core.errors import CheckpointError
 from ebm_core.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest, sha256_file
-from orchestrator.commits import (
+from orchestrator.storage.commits import (
     COMMITTED,
     DAMAGED,
     Commit,
@@ -20,7 +20,7 @@ from orchestrator.commits import (
     parse_commit,
     require_attempt,
 )
-from orchestrator.objects import ObjectMissing, ObjectStore, StorageError, os_reason
+from orchestrator.storage.interface import ObjectMissing, ObjectStore, StorageError, os_reason
 
 Warn = Callable[[str], None]
 

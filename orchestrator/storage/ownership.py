@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ebm_core.errors import EbmError
-from orchestrator.objects import ObjectMissing, ObjectStore, StorageError
+from orchestrator.storage.interface import ObjectMissing, ObjectStore, StorageError
 
 BEAT_S = 3.0
 """Seconds between an owner's signs of life."""

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import ownership
-from orchestrator.objects import FolderStore, ObjectStore, StorageError
-from orchestrator.ownership import OwnedError, Owner, Ownership, is_alive, this_process
-from orchestrator.s3 import S3Store
+from orchestrator.storage import ownership
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import ObjectStore, StorageError
+from orchestrator.storage.ownership import OwnedError, Owner, Ownership, is_alive, this_process
+from orchestrator.storage.s3 import S3Store
 from tests.faults import moto_bucket
 
 
@@ -101,7 +102,7 @@ def test_of_commands_that_start_at_once_one_wins(objects: ObjectStore):
 def test_a_killed_command_of_this_machine_blocks_nobody_for_a_moment(
     objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ):
-    code = "import os, json, dataclasses; from orchestrator.ownership import this_process; "
+    code = "import os, json, dataclasses; from orchestrator.storage.ownership import this_process; "
     code += "print(json.dumps(dataclasses.asdict(this_process())), flush=True); os.kill(os.getpid(), 9)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert child.returncode == -9

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from ebm_core.manifest import verify
-from orchestrator.objects import FolderStore, ObjectMissing, StorageError
-from orchestrator.storage import RunStore
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import ObjectMissing, StorageError
+from orchestrator.storage.run_store import RunStore
 from workers.testing import write_checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def child(task: str, folder: Path, argument: object) -> list[int]:
