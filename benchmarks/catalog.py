@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ebm_core.config import to_tree
 from orchestrator import catalog, telemetry
-from orchestrator.config import job_preset, override
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 
 THREADS = 16

@@ -43,7 +43,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state
 from orchestrator import cluster, runs, telemetry, train_job, worker_loop
-from orchestrator.config import JobConfig, core_config, job_preset, override, parse
+from orchestrator.settings.job import JobConfig, core_config, job_preset, parse
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 
 RATES: tuple[float | None, ...] = (10, 100, 1000, None)

@@ -26,8 +26,9 @@ from ebm_core.config import DataConfig, TrainConfig
 from ebm_core.data import Dataset, batch_indices, labelled_batches, load
 from ebm_core.data.prepared import WINDOW
 from ebm_core.trainer import init_state, train_step
-from orchestrator.config import core_config, job_preset, override
 from orchestrator.prepare import prepare
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
 from tests.faults import make_bucket, moto_server
 
 SIZE, BATCH = 64, 64

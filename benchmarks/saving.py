@@ -18,7 +18,8 @@ from ebm_core.config import TrainConfig
 from ebm_core.rng import stream
 from ebm_core.trainer import TrainState, fingerprint, init_state, train_step
 from orchestrator import runs, worker_loop
-from orchestrator.config import JobConfig, core_config, job_preset, override
+from orchestrator.settings.job import JobConfig, core_config, job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.telemetry import Recorder
 

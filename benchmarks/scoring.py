@@ -20,7 +20,8 @@ from ebm_core.data import load
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator import runs
-from orchestrator.config import JobConfig, core_config, job_preset, override
+from orchestrator.settings.job import JobConfig, core_config, job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 from workers.evaluator import Evaluator
 from workers.features.small import SmallFeatures

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import cluster, runs
-from orchestrator.config import JobConfig, override
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import run_sweep
 from orchestrator.sweep_plan import SweepRequest, make_plan

@@ -122,7 +122,7 @@ def _described(store: RunStore, names: Sequence[str]) -> list[Row]:
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    from orchestrator.config import flatten
+    from orchestrator.settings.trees import flatten
 
     return flatten(tree)
 

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pyarrow as pa
 
-from orchestrator.config import JobConfig, leaves
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import leaves
 from orchestrator.telemetry import METRIC_NAMES
 from workers.metrics.registry import METRICS
 

@@ -52,7 +52,8 @@ def train(preset: Preset, settings: Settings = None, address: Address = None) ->
 
     Example: ebm train digits train.num_steps=500 name=first
     """
-    from orchestrator.config import job_preset, override
+    from orchestrator.settings.job import job_preset
+    from orchestrator.settings.overrides import override
 
     job = override(job_preset(preset), settings or [])
     from orchestrator.progress import open_display
@@ -77,7 +78,9 @@ def config(
     import json
 
     from ebm_core.config import to_tree
-    from orchestrator.config import describe, job_preset, override
+    from orchestrator.settings.job import job_preset
+    from orchestrator.settings.overrides import override
+    from orchestrator.settings.trees import describe
 
     job = override(job_preset(preset), settings or [])
     print(json.dumps(to_tree(job), indent=2, ensure_ascii=False) if json_ else describe(job))
@@ -93,8 +96,9 @@ def profile(
 
     Example: ebm profile cifar10 train.batch_size=16 engine.compile=true engine.winograd=true
     """
-    from orchestrator.config import job_preset, override
     from orchestrator.profile import show_profile
+    from orchestrator.settings.job import job_preset
+    from orchestrator.settings.overrides import override
 
     show_profile(override(job_preset(preset), settings or []), steps)
 
@@ -181,7 +185,8 @@ def data_prepare(
 def _data_job(name: str, settings: list[str] | None) -> Any:
     """The preset of that name, or the default job with that data set."""
     from ebm_core.presets import PRESETS
-    from orchestrator.config import JobConfig, job_preset, override
+    from orchestrator.settings.job import JobConfig, job_preset
+    from orchestrator.settings.overrides import override
 
     job = job_preset(name) if name in PRESETS else override(JobConfig(), [f"data.name={name}"])
     return override(job, settings or [])

@@ -19,8 +19,8 @@ from ray.exceptions import RayActorError
 
 from ebm_core.errors import EbmError
 from ebm_core.manifest import FileEntry
-from orchestrator.config import JobConfig
 from orchestrator.saving import Deposits
+from orchestrator.settings.job import JobConfig
 
 QUIET_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import runs, telemetry
-from orchestrator.config import differences, flatten
+from orchestrator.settings.trees import differences, flatten
 from orchestrator.storage.run_store import Run
 
 Line = tuple[str, str, str]

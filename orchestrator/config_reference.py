@@ -11,7 +11,7 @@ import textwrap
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ebm_core.config import to_tree
-from orchestrator.config import JobConfig
+from orchestrator.settings.job import JobConfig
 
 HEAD = """\
 # Configuration

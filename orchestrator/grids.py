@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebm_core.errors import ConfigError
-from orchestrator.config import JobConfig, override
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
 from orchestrator.sweep_record import Row
 
 

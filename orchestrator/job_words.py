@@ -9,7 +9,8 @@ from typing import Any
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from orchestrator import runs
-from orchestrator.config import JobConfig, job_preset, override, parse
+from orchestrator.settings.job import JobConfig, job_preset, parse
+from orchestrator.settings.overrides import override
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import RunStore, require_run_name
 from orchestrator.submit import Job

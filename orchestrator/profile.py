@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ebm_core.fast.engine import set_threads
 from ebm_core.profile import PARTS, profile_step
-from orchestrator.config import JobConfig, core_config
+from orchestrator.settings.job import JobConfig, core_config
 
 
 def show_profile(job: JobConfig, num_steps: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from ebm_core.config import to_tree
 from ebm_core.presets import PRESETS
 from orchestrator import runs
-from orchestrator.config import differences, flatten, job_preset
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.trees import differences, flatten
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run
 from orchestrator.telemetry import METRIC_NAMES, training_seconds

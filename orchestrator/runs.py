@@ -16,7 +16,7 @@ import pyarrow as pa
 from ebm_core.config import to_tree
 from ebm_core.data import load
 from orchestrator import telemetry
-from orchestrator.config import JobConfig
+from orchestrator.settings.job import JobConfig
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.interface import ObjectMissing, StorageError
 from orchestrator.storage.run_store import Run, RunStore

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ebm_core.errors import ConfigError
-from orchestrator.config import JobConfig, override
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
 
 Kind = Literal["uniform", "loguniform", "randint", "choice"]
 _CALL = re.compile(r"([a-z_]+)\((.*)\)", re.DOTALL)

@@ -22,8 +22,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from orchestrator import catalog, cluster
-from orchestrator.config import JobConfig, override
 from orchestrator.search_space import parse_space
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
 from orchestrator.storage.ownership import OwnedError, Ownership
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_display import Quiet, SweepDisplay

@@ -10,9 +10,11 @@ from typing import Any, cast
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
-from orchestrator.config import JobConfig, flatten, job_preset, override
 from orchestrator.grids import GRIDS, SMOKE, find_grid, grid_base
 from orchestrator.search_space import is_range, parse_space
+from orchestrator.settings.job import JobConfig, job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.settings.trees import flatten
 from orchestrator.storage.run_store import require_run_name
 from orchestrator.sweep_record import Row, SweepPlan
 from orchestrator.telemetry import METRIC_NAMES, WALL_CLOCK

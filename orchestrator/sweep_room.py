@@ -6,8 +6,9 @@ from typing import Any
 import ray
 
 from orchestrator import cluster
-from orchestrator.config import JobConfig, override
 from orchestrator.search_space import parse_range
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
 from orchestrator.sweep_record import SweepPlan
 
 

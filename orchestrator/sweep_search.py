@@ -12,8 +12,9 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ebm_core.errors import ConfigError
-from orchestrator.config import JobConfig, override
 from orchestrator.search_space import Range, draw_random, optuna_distribution
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
 from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult
 from orchestrator.sweep_trial import conclude, score_history
 

@@ -17,8 +17,8 @@ import ray
 from ebm_core.errors import ConfigError, DivergenceError, EbmError
 from orchestrator import runs, telemetry
 from orchestrator.cluster import adopt
-from orchestrator.config import JobConfig, parse
 from orchestrator.score_job import Scorer
+from orchestrator.settings.job import JobConfig, parse
 from orchestrator.storage.commits import parse_step_name
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult, TrialState

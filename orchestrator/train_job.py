@@ -24,12 +24,13 @@ from ebm_core.config import to_tree
 from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import DivergenceError, EbmError
 from orchestrator import catalog, cluster, runs
-from orchestrator.config import JobConfig, check_resumable
 from orchestrator.evaluate import check_weights
 from orchestrator.exporter import Link
 from orchestrator.metrics import Meter
 from orchestrator.progress import Display, Silent
 from orchestrator.score_job import Scorer
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.trees import check_resumable
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker

@@ -23,10 +23,10 @@ from ebm_core.rng import Shards, stream
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import telemetry
 from orchestrator.cluster import adopt
-from orchestrator.config import JobConfig, core_config, parse
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
 from orchestrator.runs import awaiting_scores
 from orchestrator.saving import BackgroundSaver, gather
+from orchestrator.settings.job import JobConfig, core_config, parse
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run, RunStore
 from workers.pictures import grid_png

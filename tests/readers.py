@@ -16,8 +16,8 @@ from ebm_core.errors import CheckpointError, EbmError
 from ebm_core.manifest import describe, manifest_bytes, parse_manifest
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import runs
-from orchestrator.config import JobConfig, parse
 from orchestrator.rollback import read_rollbacks
+from orchestrator.settings.job import JobConfig, parse
 from orchestrator.storage.commits import condemns, parse_commit
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.run_store import RunStore

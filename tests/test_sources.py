@@ -8,7 +8,8 @@ from typing import get_args
 import pytest
 
 from ebm_core.errors import ConfigError
-from orchestrator.config import JobConfig, job_preset, leaves, override
+from orchestrator.settings.job import JobConfig, job_preset
+from orchestrator.settings.overrides import leaves, override
 from orchestrator.train_job import check_data
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,8 @@ from ebm_core.profile import langevin_flops
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import worker_loop
-from orchestrator.config import core_config, job_preset, override
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.interface import ObjectInfo
 from orchestrator.storage.run_store import RunStore

@@ -11,11 +11,12 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator import cluster
 from orchestrator.cluster import ClusterError, places, worker_resources
-from orchestrator.config import JobConfig, job_preset, override
 from orchestrator.evaluate import new_actor
 from orchestrator.exporter import open_exporter
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.request import EvaluationRequest
+from orchestrator.settings.job import JobConfig, job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.sweep import DRIVER_RESOURCES
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_room import find_room

@@ -14,8 +14,9 @@ import ray
 
 from ebm_core.errors import ConfigError
 from orchestrator import catalog, cluster, runs
-from orchestrator.config import JobConfig, override
 from orchestrator.report_sweep import sweep_page
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
 from orchestrator.storage.ownership import OwnedError
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import _Driver, run_sweep

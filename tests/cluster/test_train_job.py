@@ -25,8 +25,9 @@ from ebm_core.errors import CheckpointError, DivergenceError
 from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, cluster, runs, telemetry
-from orchestrator.config import JobConfig, core_config, job_preset, override
 from orchestrator.score_job import Scorer
+from orchestrator.settings.job import JobConfig, core_config, job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.train_job import RunResult, resolved, run_training
 

@@ -11,7 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from orchestrator.config import job_preset, override
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.uri import open_objects
 
 HERE = Path(__file__).parent

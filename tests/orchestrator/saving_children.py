@@ -26,7 +26,7 @@ import torch
 from ebm_core import checkpoint
 from ebm_core.trainer import TrainState, fingerprint, init_state
 from orchestrator import worker_loop
-from orchestrator.config import CheckpointConfig, JobConfig, core_config
+from orchestrator.settings.job import CheckpointConfig, JobConfig, core_config
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.run_store import Run, open_store
 from orchestrator.telemetry import Recorder

@@ -13,7 +13,8 @@ import torch
 from ebm_core.config import to_tree
 from ebm_core.manifest import describe, manifest_bytes
 from orchestrator import telemetry
-from orchestrator.config import job_preset, override
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run, RunStore
 from workers.pictures import grid_png, strip_png

@@ -13,7 +13,8 @@ from ebm_core.config import TrainConfig
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, runs
-from orchestrator.config import core_config, job_preset, override
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 from tests.ebm_core.tiny import batch
 

@@ -13,7 +13,8 @@ import pytest
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from orchestrator import catalog, cli, telemetry
-from orchestrator.config import job_preset, override
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_record import PlannedTrial, SweepRecord, TrialResult
 

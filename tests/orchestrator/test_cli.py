@@ -12,7 +12,8 @@ import pytest
 from ebm_core.config import to_tree
 from ebm_core.errors import DivergenceError
 from orchestrator import cli, runs
-from orchestrator.config import job_preset, override, parse
+from orchestrator.settings.job import job_preset, parse
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 
 ROOT = Path(__file__).parents[2]

@@ -20,9 +20,10 @@ from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator import cli, runs
 from orchestrator.compose import ComposeRequest, compose, tables
-from orchestrator.config import core_config, job_preset, override
 from orchestrator.evaluate import EvaluationRequest, evaluate
 from orchestrator.evaluate import tables as evaluate_tables
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
 
 STEP = 3

@@ -3,8 +3,8 @@ from pathlib import Path
 from typing import get_type_hints
 
 from ebm_core.config import to_tree
-from orchestrator.config import JobConfig
 from orchestrator.config_reference import meanings, reference
+from orchestrator.settings.job import JobConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

@@ -19,9 +19,10 @@ from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator import runs
 from orchestrator.cluster import ClusterError
-from orchestrator.config import core_config, job_preset, override
 from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
 from orchestrator.pool import Pool
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
 from workers.evaluator import PUBLISHED
 from workers.studies import ood

@@ -4,8 +4,9 @@ import pytest
 
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
-from orchestrator.config import core_config, job_preset, override
 from orchestrator.grids import GRIDS, SMOKE, find_grid, grid_base
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
 
 
 @pytest.mark.parametrize("name", GRIDS)

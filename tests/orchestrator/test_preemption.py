@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator import worker_loop
-from orchestrator.config import core_config, job_preset
+from orchestrator.settings.job import core_config, job_preset
 from orchestrator.telemetry import Recorder
 
 

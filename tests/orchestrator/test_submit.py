@@ -15,8 +15,9 @@ from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from orchestrator import cli, runs, submit
 from orchestrator.cluster import ClusterError
-from orchestrator.config import job_preset, override, parse
 from orchestrator.job_words import check_words, cloned_job, lost_jobs, resumed_job
+from orchestrator.settings.job import job_preset, parse
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 from orchestrator.submit import Job, Jobs, compare_versions
 

@@ -8,8 +8,9 @@ import pytest
 
 from ebm_core.config import to_tree
 from orchestrator import telemetry
-from orchestrator.config import JobConfig, override
 from orchestrator.runs import lacking_scores, unscored
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_record import SweepPlan

@@ -10,7 +10,9 @@ import pytest
 
 from ebm_core.config import to_tree
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator.config import check_resumable, job_preset, override, parse
+from orchestrator.settings.job import job_preset, parse
+from orchestrator.settings.overrides import override
+from orchestrator.settings.trees import check_resumable
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.interface import ObjectMissing, StorageError

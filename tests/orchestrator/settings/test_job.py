@@ -7,7 +7,9 @@ import pytest
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
-from orchestrator.config import JobConfig, check_resumable, describe, differences, job_preset, override, parse
+from orchestrator.settings.job import JobConfig, job_preset, parse
+from orchestrator.settings.overrides import override
+from orchestrator.settings.trees import check_resumable, describe, differences
 
 
 @pytest.mark.parametrize(

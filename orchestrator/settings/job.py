@@ -6,34 +6,14 @@ and tests all use it. A wrong path, type or range is a ConfigError of one line.
 
 import dataclasses
 import difflib
-import json
 import re
-import types
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from ebm_core.config import TrainConfig, from_tree, require, to_tree
+from ebm_core.config import TrainConfig, from_tree, require
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
-
-MAY_DIFFER_ON_RESUME: tuple[str, ...] = (
-    "train.num_steps",  # may grow: the same run, trained for longer
-    "train.log_every",
-    "train.on_divergence",  # what was decided already stays; these three decide about the next divergence
-    "train.rollback_lr_factor",
-    "train.max_rollbacks",
-    "checkpoint",
-    "evaluation",
-    "cluster",  # whole buffer shards move between workers; bit-identity holds at an equal number of workers
-    "engine.num_threads",
-    "storage",  # a store may be mounted or moved elsewhere
-    "data.root",
-)
-"""Settings (or sections) that may change when a run of the same name goes on; every other one decides its numbers."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -174,14 +154,12 @@ def _check_registered_names(job: JobConfig) -> None:
     if not job.evaluation.metrics:
         return
     from workers.metrics.registry import METRICS  # scikit-learn takes its time
+    from workers.studies import STUDY_NAMES
 
     strange = [name for name in job.evaluation.metrics if name not in METRICS]
-    if strange:
-        from orchestrator.evaluate import STUDIES  # so does Ray
-
-        for name in strange:
-            if name not in STUDIES:
-                raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDIES))}")
+    for name in strange:
+        if name not in STUDY_NAMES:
+            raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDY_NAMES))}")
     count = job.evaluation.num_images
     for name in set(job.evaluation.metrics) - set(strange):
         least = METRICS[name].least
@@ -215,143 +193,3 @@ def core_config(job: JobConfig) -> TrainConfig:
 def parse(tree: Mapping[str, Any]) -> JobConfig:
     """The job that `to_tree` wrote, with every check again."""
     return from_tree(JobConfig, tree)
-
-
-def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
-    """`job` with `PATH=VALUE` settings applied in order; the last of equal paths wins.
-
-    A list is written `32,64` or as JSON `[32, 64]`, an absent value `null`.
-    """
-    tree = to_tree(job)
-    hints = dict(leaves(JobConfig))
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"setting {setting!r}: write it as PATH=VALUE, such as train.num_steps=1000")
-        if path not in hints:
-            raise ConfigError(_unknown_path(path, hints))
-        *sections, leaf = path.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch[section]
-        branch[leaf] = _typed(hints[path], text, path)
-    return parse(tree)
-
-
-def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, type) of every setting below a config class."""
-    for name, hint in get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            yield from leaves(typing.cast(type, hint), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", hint
-
-
-def _unknown_path(path: str, known: Iterable[str]) -> str:
-    names = list(known)
-    inside = [name for name in names if name.startswith(f"{path}.")]
-    if inside:
-        return f"setting {path!r} is a section: set one of {', '.join(inside)}"
-
-    def likeness(name: str) -> float:
-        whole = difflib.SequenceMatcher(None, path, name).ratio()
-        last = difflib.SequenceMatcher(None, path.rpartition(".")[2], name.rpartition(".")[2]).ratio()
-        return whole + last
-
-    return f"unknown setting {path!r}: did you mean {max(names, key=likeness)}?"
-
-
-def _typed(hint: Any, text: str, path: str) -> Any:
-    """The value that `text` stands for, as JSON would hold it."""
-    inner = hint
-    if get_origin(hint) in (types.UnionType, typing.Union):
-        if text == "null":
-            return None
-        inner = next(a for a in get_args(hint) if a is not type(None))
-    try:
-        return _value(inner, text)
-    except (ValidationError, ValueError):
-        raise ConfigError(f"{path} = {_shortened(text)!r}: must be {_allowed(hint)}") from None
-
-
-def _value(hint: Any, text: str) -> Any:
-    if hint is bool:
-        if text not in ("true", "false"):
-            raise ValueError(text)
-        return text == "true"
-    if get_origin(hint) is tuple:
-        if text.startswith("["):
-            return list(TypeAdapter(hint).validate_json(text, strict=True))
-        item = get_args(hint)[0]
-        values = [_value(item, part.strip()) for part in text.split(",")] if text else []
-        return list(TypeAdapter(hint).validate_python(tuple(values), strict=True))
-    return TypeAdapter(hint).validate_strings(text)
-
-
-def _allowed(hint: Any) -> str:
-    """What a setting of this type may be, in words."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return f"{_allowed(next(a for a in args if a is not type(None)))}, or null"
-    if origin is Literal:
-        return f"one of {', '.join(map(str, args))}"
-    if origin is tuple:
-        item = {int: "whole numbers", float: "numbers"}.get(args[0], "names")
-        count = "" if args[-1] is Ellipsis else f"{len(args)} "
-        return f"{count}{item} separated by commas"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings as {dotted path: value}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def differences(a_tree: Mapping[str, Any], b_tree: Mapping[str, Any]) -> list[str]:
-    """Dotted paths at which two trees differ, sorted."""
-    a, b = flatten(a_tree), flatten(b_tree)
-    absent = object()
-    return sorted(path for path in a.keys() | b.keys() if a.get(path, absent) != b.get(path, absent))
-
-
-def check_resumable(stored: Mapping[str, Any], job: JobConfig) -> None:
-    """Refuse to go on with a run whose numbers other settings made; the message shows old and new values."""
-    wanted = to_tree(job)
-    idle = set() if job.data.condition != "none" else {"buffer.conditions"}  # decides nothing there
-    changed = [p for p in differences(stored, wanted) if not _may_differ(p) and p not in idle]
-    old, new = flatten(stored), flatten(wanted)
-    if changed:
-        shown = "; ".join(f"{p} was {old.get(p)!r}, now {new.get(p)!r}" for p in changed)
-        raise ConfigError(
-            f"run {job.name!r} exists with other settings: {shown}. Use another name= or the old settings"
-        )
-
-
-def _may_differ(path: str) -> bool:
-    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in MAY_DIFFER_ON_RESUME)
-
-
-def describe(job: JobConfig) -> str:
-    """The resolved settings as indented `name: value` lines; values are JSON, so that they can be pasted back."""
-    lines: list[str] = []
-
-    def section(tree: Mapping[str, Any], indent: str) -> None:
-        for name, value in tree.items():
-            if isinstance(value, Mapping):
-                lines.append(f"{indent}{name}:")
-                section(value, indent + "  ")
-            else:
-                lines.append(f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}")
-
-    section(to_tree(job), "")
-    return "\n".join(lines)
