@@ -340,8 +340,8 @@ def _job(storage: str, workers: int, threads: int, batch: int) -> Contestant:
     ]
 
     def read(_: Path) -> list[Window]:
+        from orchestrator.records.rows import read_parts
         from orchestrator.storage.run_store import RunStore
-        from orchestrator.telemetry import read_parts
 
         run = RunStore(storage).run(name)
         rows = read_parts([run.read_bytes(info.key) for info in run.list("metrics/")]).to_pylist()

@@ -42,7 +42,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state
-from orchestrator import cluster, runs, telemetry, train_job, worker_loop
+from orchestrator import cluster, train_job, worker_loop
+from orchestrator.records import rows, runs
 from orchestrator.settings.job import JobConfig, core_config, job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
@@ -143,7 +144,7 @@ def simulated_rank(rank: int, job: JobConfig, run: Any, mailbox: Any, plan: Plan
     rng = torch.Generator().manual_seed(rank)
     state.buffer.add(torch.rand((8, *cfg.image_shape), generator=rng), rng)
     group = FolderGroup(rank, plan.ranks, folder)
-    loop = worker_loop.Loop(run, cfg, job, group, mailbox, telemetry.Recorder(0))
+    loop = worker_loop.Loop(run, cfg, job, group, mailbox, rows.Recorder(0))
     group.meet()
     if rank == 0:
         mailbox.post.remote("started", 0)
@@ -165,7 +166,7 @@ def simulated_rank(rank: int, job: JobConfig, run: Any, mailbox: Any, plan: Plan
 def pretended_step(loop: worker_loop.Loop, state: TrainState) -> None:
     """What follows a real step."""
     state.step += 1
-    loop.log(state.step, dict.fromkeys(telemetry.METRIC_NAMES.keys() & TERMS, 0.1), state.device)
+    loop.log(state.step, dict.fromkeys(rows.METRIC_NAMES.keys() & TERMS, 0.1), state.device)
     loop.news()
 
 
@@ -219,7 +220,7 @@ class Lag:
         self.rows: list[tuple[float, float]] = []
         """(when it was made, when it came) of each."""
 
-    def row(self, row: telemetry.Row) -> None:
+    def row(self, row: rows.Row) -> None:
         self.rows.append((row["time"], time.time()))
 
     def note(self, text: str) -> None:

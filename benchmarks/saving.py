@@ -17,11 +17,12 @@ from ebm_core import checkpoint
 from ebm_core.config import TrainConfig
 from ebm_core.rng import stream
 from ebm_core.trainer import TrainState, fingerprint, init_state, train_step
-from orchestrator import runs, worker_loop
+from orchestrator import worker_loop
+from orchestrator.records import runs
+from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.telemetry import Recorder
 
 EVERY = 500
 """Steps between two checkpoints."""

@@ -19,7 +19,7 @@ from ebm_core.config import from_tree
 from ebm_core.data import load
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import runs
+from orchestrator.records import runs
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore

@@ -23,13 +23,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cluster, runs
+from orchestrator import cluster
+from orchestrator.records import runs
+from orchestrator.records.sweeps import StoredSweep, SweepPlan
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import run_sweep
 from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_record import StoredSweep, SweepPlan
 from orchestrator.sweep_search import trial_of_row
 from orchestrator.train_job import resolved, run_training
 

@@ -25,12 +25,12 @@ def runs(
     """List what is stored, from the catalogue beside the runs."""
     if context.invoked_subcommand is not None:
         return
-    from orchestrator import catalog
+    from orchestrator.records import catalogue
     from orchestrator.storage.run_store import RunStore
 
     store = RunStore(storage)
-    table = catalog.rebuild(store) if rebuild else catalog.read(store)
-    table = catalog.select(table, sweep, sort)
+    table = catalogue.rebuild(store) if rebuild else catalogue.read(store)
+    table = catalogue.select(table, sweep, sort)
     if json_:
         for row in table.to_pylist():
             print(_json_line(row))
@@ -38,7 +38,7 @@ def runs(
     if not table.num_rows:
         print(f"no runs{f' of sweep {sweep}' if sweep else ''} in {storage}; `ebm train digits` makes one")
         return
-    _show(catalog.summaries(table))
+    _show(catalogue.summaries(table))
 
 
 def _json_line(row: dict[str, Any]) -> str:
@@ -53,7 +53,7 @@ def _json_line(row: dict[str, Any]) -> str:
 def _show(found: list[Any]) -> None:
     from rich.table import Table
 
-    from orchestrator.telemetry import number
+    from orchestrator.records.rows import number
 
     table = Table(show_edge=False, pad_edge=False)
     for column in SHOWN:

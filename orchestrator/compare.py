@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import runs, telemetry
+from orchestrator.records import runs
+from orchestrator.records.rows import WALL_CLOCK, number
 from orchestrator.settings.trees import differences, flatten
 from orchestrator.storage.run_store import Run
 
@@ -46,12 +47,12 @@ def _scores(run: Run, step: int) -> dict[str, float]:
 
 
 def _rows(run: Run) -> dict[str, float]:
-    return {name: value for name, value in runs.last_row(run).items() if name not in telemetry.WALL_CLOCK}
+    return {name: value for name, value in runs.last_row(run).items() if name not in WALL_CLOCK}
 
 
 def _side_by_side(first: Mapping[str, float], second: Mapping[str, float]) -> list[Line]:
     names = dict.fromkeys([*first, *second])
-    return [(name, telemetry.number(first.get(name)), telemetry.number(second.get(name))) for name in names]
+    return [(name, number(first.get(name)), number(second.get(name))) for name in names]
 
 
 def _text(value: Any) -> str:

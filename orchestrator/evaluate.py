@@ -12,12 +12,13 @@ import ray
 
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator import catalog, study_chains, study_composition, study_ood
+from orchestrator import study_chains, study_composition, study_ood
 from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_environment
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool, Say, Take
+from orchestrator.records import catalogue
+from orchestrator.records.runs import score_rows, shown_name
 from orchestrator.request import EvaluationRequest
-from orchestrator.runs import score_rows, shown_name
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
@@ -66,7 +67,7 @@ def evaluate(
     with Pool(make, _num_actors(request), say) as pool:
         found = score(Asked(request, pool, step, trained, run, results_folder(step)))
     store_results(run, request, step, found)
-    catalog.update(run.store, [run.name])
+    catalogue.update(run.store, [run.name])
     return run, step, found
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebm_core.errors import ConfigError
+from orchestrator.records.sweeps import Row
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
-from orchestrator.sweep_record import Row
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator import runs
+from orchestrator.records import runs
 from orchestrator.settings.job import JobConfig, job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.find import open_run

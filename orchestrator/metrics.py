@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
-from orchestrator.telemetry import METRIC_NAMES, RUN_METRICS, Row
+from orchestrator.records.rows import METRIC_NAMES, RUN_METRICS, Row
 
 Kind = Literal["gauge", "counter", "age"]
 SEND_EVERY_S = 1.0

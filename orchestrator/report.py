@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ebm_core.errors import ConfigError, EbmError
+from orchestrator.records.sweeps import SweepRecord
 from orchestrator.report_compare import compare_page
 from orchestrator.report_run import run_page
 from orchestrator.report_sweep import gather_sweep, sweep_page
 from orchestrator.storage.find import open_run
 from orchestrator.storage.interface import os_reason
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.sweep_record import SweepRecord
 
 PAGE = "report/index.html"
 """Key of a run's (or sweep's) page below its folder."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from ebm_core.config import to_tree
 from ebm_core.presets import PRESETS
-from orchestrator import runs
+from orchestrator.records import runs
+from orchestrator.records.rows import METRIC_NAMES, training_seconds
 from orchestrator.settings.job import job_preset
 from orchestrator.settings.trees import differences, flatten
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run
-from orchestrator.telemetry import METRIC_NAMES, training_seconds
 
 PAPER_SCORES: Mapping[str, Mapping[str, float]] = {"cifar10": {"fid": 35.4, "inception_score": 7.48}}
 """Unconditional CIFAR-10 of Table 1, by data set and metric. (Table 3's figures come with the scores of `ood`.)"""

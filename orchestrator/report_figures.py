@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
+from orchestrator.records.rows import METRIC_NAMES
 from orchestrator.report_charts import NUM_COLORS, Band, Chart, Level, Mark, Series, draw, tick_text
 from orchestrator.report_data import RunData
 from orchestrator.report_pictures import spread
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run
-from orchestrator.telemetry import METRIC_NAMES
 
 COLLAPSE = -1.0
 """Where l2_weight (E(data) - E(samples)) has its unwanted minimum (ebm_core/monitor.py)."""

@@ -10,12 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from ebm_core.errors import ConfigError, EbmError
+from orchestrator.records.rows import training_seconds
+from orchestrator.records.sweeps import PLAN
 from orchestrator.report_data import read_rows
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run
-from orchestrator.sweep_record import PLAN
 from orchestrator.sweep_table import rank
-from orchestrator.telemetry import training_seconds
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator import catalog, cluster
+from orchestrator import cluster
+from orchestrator.records import catalogue
+from orchestrator.records.sweeps import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
 from orchestrator.search_space import parse_space
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
@@ -29,7 +31,6 @@ from orchestrator.storage.ownership import OwnedError, Ownership
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_display import Quiet, SweepDisplay
 from orchestrator.sweep_plan import check_same
-from orchestrator.sweep_record import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
 from orchestrator.sweep_room import Room, find_room, num_trials
 from orchestrator.sweep_search import OptunaSuggester, PlannedSearch, RandomSuggester, Trials, asha, trial_of_row
 from orchestrator.sweep_trial import Launch, conclude, launch_tree, planned_of, planned_tree, run_trial
@@ -244,7 +245,7 @@ class _Driver(tune.Callback, tune.Stopper):
         run = self._record.store.run(planned.run)
         result = conclude(run, job, self._plan, planned, "stopped", reason=reason, stopped_at=step)
         self._record.create_result(result)
-        catalog.update(self._record.store, [planned.run])
+        catalogue.update(self._record.store, [planned.run])
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say how a trial ended."""

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.progress import time_left
-from orchestrator.telemetry import Row, number
+from orchestrator.records.rows import Row, number
 
 
 class SweepDisplay(Protocol):

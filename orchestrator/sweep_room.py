@@ -6,10 +6,10 @@ from typing import Any
 import ray
 
 from orchestrator import cluster
+from orchestrator.records.sweeps import SweepPlan
 from orchestrator.search_space import parse_range
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
-from orchestrator.sweep_record import SweepPlan
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ebm_core.errors import ConfigError
+from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, TrialResult
 from orchestrator.search_space import Range, draw_random, optuna_distribution
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
-from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult
 from orchestrator.sweep_trial import conclude, score_history
 
 REDUCTION_FACTOR = 3

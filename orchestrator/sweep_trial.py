@@ -15,13 +15,14 @@ from typing import Any
 import ray
 
 from ebm_core.errors import ConfigError, DivergenceError, EbmError
-from orchestrator import runs, telemetry
 from orchestrator.cluster import adopt
+from orchestrator.records import runs
+from orchestrator.records.rows import WALL_CLOCK, Row, training_seconds
+from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, TrialResult, TrialState
 from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, parse
 from orchestrator.storage.commits import parse_step_name
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult, TrialState
 from orchestrator.train_job import Watcher, run_training
 from workers.metrics.registry import METRICS
 
@@ -152,7 +153,7 @@ def conclude(
     known = {step: value for step, value in values.items() if value is not None}
     choose = min if plan.mode == "min" else max
     best = choose(known, key=lambda step: known[step]) if known else None
-    kept = {name: v for name, v in last.items() if name not in (*telemetry.WALL_CLOCK, "step") and v is not None}
+    kept = {name: v for name, v in last.items() if name not in (*WALL_CLOCK, "step") and v is not None}
     return TrialResult(
         trial=planned.trial,
         run=planned.run,
@@ -211,7 +212,7 @@ def with_cost(result: TrialResult, run: Run, started: float, launch: Launch) -> 
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "ended": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
         "seconds": round(now - started, 3),
-        "train_seconds": round(telemetry.training_seconds(runs.read_metrics(run).to_pydict()), 3),
+        "train_seconds": round(training_seconds(runs.read_metrics(run).to_pydict()), 3),
         "cpus": launch.cpus,
         "gpus": launch.gpus,
         "attempts": attempts,
@@ -225,12 +226,12 @@ class _TrialWatch(Watcher):
     def __init__(self, launch: Launch, report: Any) -> None:
         self._trial, self._mailbox, self._report = str(launch.trial["trial"]), launch.mailbox, report
         self._num_steps = int(launch.job["train"]["num_steps"])
-        self._rows: list[telemetry.Row] = []
+        self._rows: list[Row] = []
         self._asked_at = 0.0
         self.stopping = False
         """Whether the driver has asked to stop."""
 
-    def row(self, row: telemetry.Row) -> None:
+    def row(self, row: Row) -> None:
         self._rows.append(row)
         self._mailbox.post.remote("row", (self._trial, row))
 
@@ -245,7 +246,7 @@ class _TrialWatch(Watcher):
         self._mailbox.post.remote("scored", (self._trial, step, values))
         if step < self._num_steps:
             row = _row_at(self._rows, step)
-            columns = {name: value for name, value in row.items() if name not in ("step", *telemetry.WALL_CLOCK)}
+            columns = {name: value for name, value in row.items() if name not in ("step", *WALL_CLOCK)}
             self._report({**columns, **values, "step": step})
 
     def stop_requested(self) -> bool:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ebm_core.errors import ConfigError
+from orchestrator.records.rows import METRIC_NAMES
+from orchestrator.records.runs import ema_grid_key, headline
 from orchestrator.report_data import RunData, gather
 from orchestrator.report_pictures import grid_steps, read_picture
-from orchestrator.runs import ema_grid_key, headline
 from orchestrator.storage.interface import os_reason
 from orchestrator.storage.run_store import Run
-from orchestrator.telemetry import METRIC_NAMES
 
 EVENTS = "events.out.tfevents.0000000000.confab"
 """TensorBoard looks for `tfevents` in a file's name."""

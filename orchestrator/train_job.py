@@ -23,11 +23,12 @@ from ray.train.torch.config import _TorchBackend
 from ebm_core.config import to_tree
 from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import DivergenceError, EbmError
-from orchestrator import catalog, cluster, runs
+from orchestrator import cluster
 from orchestrator.evaluate import check_weights
 from orchestrator.exporter import Link
 from orchestrator.metrics import Meter
 from orchestrator.progress import Display, Silent
+from orchestrator.records import catalogue, runs
 from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.trees import check_resumable
@@ -137,7 +138,7 @@ def _leave_page(run: Run, display: Display) -> str | None:
 def _catalogue(run: Run, display: Display) -> None:
     """Put the run as it is into the catalogue; what fails there fails no run, for readers look at what it lacks."""
     try:
-        catalog.update(run.store, [run.name])
+        catalogue.update(run.store, [run.name])
     except StorageError as why:
         display.note(f"the catalogue lacks {run.name}: {why}; `ebm runs --rebuild` makes it anew")
 

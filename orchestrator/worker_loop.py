@@ -21,10 +21,10 @@ from ebm_core.errors import DivergenceError, EbmError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.rng import Shards, stream
 from ebm_core.trainer import TrainState, init_state, train_step
-from orchestrator import telemetry
 from orchestrator.cluster import adopt
+from orchestrator.records.rows import Recorder, Row, is_logged, part_bytes, part_name, part_steps
+from orchestrator.records.runs import awaiting_scores
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
-from orchestrator.runs import awaiting_scores
 from orchestrator.saving import BackgroundSaver, gather
 from orchestrator.settings.job import JobConfig, core_config, parse
 from orchestrator.storage.commits import step_name
@@ -92,7 +92,7 @@ def _train(job: JobConfig, launch: dict[str, Any], mailbox: Any) -> None:
     run = RunStore(job.storage).run(str(job.name))
     data = load(cfg.data, "train")
     state = init_state(cfg, shards=Shards.of_rank(group.rank, group.size, cfg.buffer.num_shards))
-    loop = Loop(run, cfg, job, group, mailbox, telemetry.Recorder(0), ray.train.get_preemption_info)
+    loop = Loop(run, cfg, job, group, mailbox, Recorder(0), ray.train.get_preemption_info)
     train_until_done(data, state, loop)
 
 
@@ -148,7 +148,7 @@ def restore(run: Run, state: TrainState, group: Group, warn: Callable[[str], Non
 def drop_rows_after(run: Run, step: int) -> None:
     """Remove the parts of metrics that a lost stretch of training wrote: they will be written again."""
     for info in list(run.list("metrics/")):
-        steps = telemetry.part_steps(info.key.removeprefix("metrics/"))
+        steps = part_steps(info.key.removeprefix("metrics/"))
         if steps is not None and steps[0] > step:
             run.store.objects.delete(f"{run.name}/{info.key}")
 
@@ -162,7 +162,7 @@ class Loop:
     job: JobConfig
     group: Group
     mailbox: Any
-    recorder: telemetry.Recorder
+    recorder: Recorder
     preemption: Callable[[], Any] = lambda: None
     """What Ray knows of a node of this job that is about to go; asked by all ranks at the same step."""
     preempted: bool = False
@@ -180,7 +180,7 @@ class Loop:
         restore(self.run, state, self.group, lambda text: ray.get(self.mailbox.post.remote("note", text)))
         for settings in state.optimizer.param_groups:
             settings["lr"] = self.lr
-        self.recorder = telemetry.Recorder(state.step)
+        self.recorder = Recorder(state.step)
         if self.group.rank == 0:
             if self.job.cluster.least_workers < self.job.cluster.num_workers:
                 self.warn(f"training on {self.group.size} of {self.job.cluster.num_workers} workers")
@@ -210,7 +210,7 @@ class Loop:
 
     def log(self, step: int, terms: dict[str, float], device: torch.device) -> None:
         """Keep a row and send it to the driver (rank 0; the terms are means over the workers already)."""
-        if self.group.rank == 0 and telemetry.is_logged(step, self.cfg.train.log_every):
+        if self.group.rank == 0 and is_logged(step, self.cfg.train.log_every):
             row = terms | {"lr": self.lr, "rollbacks": float(len(self.rollbacks)), "device_memory": peak_bytes(device)}
             self.mailbox.post.remote("row", self.recorder.add(step, row))
 
@@ -299,9 +299,9 @@ class Loop:
             for name in write_own_files(state, self.cfg, folder, self.group):
                 self.run.write_bytes(f"diverged/{step_name(state.step)}/{name}", folder / name)
 
-    def _store_rows(self, rows: list[telemetry.Row]) -> None:
+    def _store_rows(self, rows: list[Row]) -> None:
         if rows:
-            self.run.write_bytes(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
+            self.run.write_bytes(f"metrics/{part_name(rows)}", part_bytes(rows))
 
 
 def peak_bytes(device: torch.device) -> float:

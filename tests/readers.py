@@ -15,7 +15,7 @@ from ebm_core.config import to_tree
 from ebm_core.errors import CheckpointError, EbmError
 from ebm_core.manifest import describe, manifest_bytes, parse_manifest
 from ebm_core.trainer import TrainState, init_state, train_step
-from orchestrator import runs
+from orchestrator.records import runs
 from orchestrator.rollback import read_rollbacks
 from orchestrator.settings.job import JobConfig, parse
 from orchestrator.storage.commits import condemns, parse_commit

@@ -20,12 +20,12 @@ from ebm_core.profile import langevin_flops
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator import worker_loop
+from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.interface import ObjectInfo
 from orchestrator.storage.run_store import RunStore
-from orchestrator.telemetry import Recorder
 
 DEVICE = model.Device("any", 1e12, 1e-6)
 LINK = model.Link("any", 1e-5, 1e9)

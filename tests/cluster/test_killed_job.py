@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import runs
+from orchestrator.records import runs
 from tests.faults import moto_bucket
 from tests.jobs import Job
 

@@ -13,7 +13,9 @@ import pytest
 import ray
 
 from ebm_core.errors import ConfigError
-from orchestrator import catalog, cluster, runs
+from orchestrator import cluster
+from orchestrator.records import catalogue, runs
+from orchestrator.records.sweeps import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, without_cost
 from orchestrator.report_sweep import sweep_page
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
@@ -22,7 +24,6 @@ from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import _Driver, run_sweep
 from orchestrator.sweep_display import Quiet
 from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_record import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, without_cost
 from orchestrator.sweep_room import find_room
 from orchestrator.sweep_table import sweep_table
 from tests.cluster.test_train_job import ROOT, TINY, Killer, files_of, plain_loop
@@ -169,7 +170,7 @@ def test_what_asha_stops_is_stopped_in_record_table_catalogue_and_page_and_is_no
     assert lines["0001"][2:4] == ("stopped", "6/18")
     assert lines["0000"][2:4] == ("finished", "18/18")
     store = RunStore(base.storage)
-    found = catalog.select(catalog.read(store), sweep="asha").to_pylist()
+    found = catalogue.select(catalogue.read(store), sweep="asha").to_pylist()
     assert [row["state"] for row in found] == ["finished", "stopped", "finished"]
     page = sweep_page(store.run("asha"))
     assert page.count("stopped at step 6 of 18") >= 1
@@ -177,7 +178,7 @@ def test_what_asha_stops_is_stopped_in_record_table_catalogue_and_page_and_is_no
     again = Seen()
     assert results(run_sweep(plan, base, max_concurrent=1, display=again)[0]) == results(stored)
     assert again.begun == []
-    assert [row["state"] for row in catalog.select(catalog.rebuild(store), sweep="asha").to_pylist()] == [
+    assert [row["state"] for row in catalogue.select(catalogue.rebuild(store), sweep="asha").to_pylist()] == [
         "finished",
         "stopped",
         "finished",

@@ -24,7 +24,9 @@ from ebm_core.data import labelled_batches, load
 from ebm_core.errors import CheckpointError, DivergenceError
 from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
-from orchestrator import cli, cluster, runs, telemetry
+from orchestrator import cli, cluster
+from orchestrator.records import runs
+from orchestrator.records.rows import WALL_CLOCK, Row
 from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
@@ -83,10 +85,10 @@ def shared_ray() -> Iterator[None]:
 class Notes:
     """A display that keeps what it was told."""
 
-    rows: list[telemetry.Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def row(self, row: telemetry.Row) -> None:
+    def row(self, row: Row) -> None:
         self.rows.append(row)
 
     def note(self, text: str) -> None:
@@ -116,7 +118,7 @@ def files_of(run: Run, step: int, into: Path) -> dict[str, FileEntry]:
 
 def numbers_of(run: Run) -> list[dict[str, float]]:
     """All logged columns but the wall clock."""
-    return runs.read_metrics(run).drop_columns(list(telemetry.WALL_CLOCK)).to_pylist()
+    return runs.read_metrics(run).drop_columns(list(WALL_CLOCK)).to_pylist()
 
 
 def plain_loop(job: JobConfig, folder: Path) -> dict[str, FileEntry]:

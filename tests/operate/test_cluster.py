@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import runs
+from orchestrator.records import runs
 from orchestrator.storage.run_store import RunStore
 from tests.browser.conftest import chromium
 from tests.cluster.test_train_job import TINY

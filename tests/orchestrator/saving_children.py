@@ -26,10 +26,10 @@ import torch
 from ebm_core import checkpoint
 from ebm_core.trainer import TrainState, fingerprint, init_state
 from orchestrator import worker_loop
+from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import CheckpointConfig, JobConfig, core_config
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.run_store import Run, open_store
-from orchestrator.telemetry import Recorder
 from tests.ebm_core.tiny import tiny_config
 from tests.orchestrator.storage.storage_children import fork
 

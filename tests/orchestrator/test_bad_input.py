@@ -12,7 +12,8 @@ from ebm_core.checkpoint import MANIFEST, write_shards, write_shared
 from ebm_core.config import TrainConfig
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state, train_step
-from orchestrator import cli, runs
+from orchestrator import cli
+from orchestrator.records import runs
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore

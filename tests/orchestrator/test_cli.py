@@ -11,7 +11,8 @@ import pytest
 
 from ebm_core.config import to_tree
 from ebm_core.errors import DivergenceError
-from orchestrator import cli, runs
+from orchestrator import cli
+from orchestrator.records import runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore

@@ -18,10 +18,11 @@ from ebm_core import checkpoint
 from ebm_core.errors import CheckpointError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import cli, runs
+from orchestrator import cli
 from orchestrator.compose import ComposeRequest, compose, tables
 from orchestrator.evaluate import EvaluationRequest, evaluate
 from orchestrator.evaluate import tables as evaluate_tables
+from orchestrator.records import runs
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore

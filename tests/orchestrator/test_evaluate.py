@@ -17,10 +17,10 @@ from ebm_core import checkpoint
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import runs
 from orchestrator.cluster import ClusterError
 from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
 from orchestrator.pool import Pool
+from orchestrator.records import runs
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore

@@ -14,7 +14,7 @@ from orchestrator import exporter as exporter_module
 from orchestrator import metrics
 from orchestrator.exporter import SD_FILE, Exporter
 from orchestrator.metrics import EXPORTED, Meter, Sample, described, exported_name, scrape_config
-from orchestrator.telemetry import METRIC_NAMES, RUN_METRICS, Row
+from orchestrator.records.rows import METRIC_NAMES, RUN_METRICS, Row
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator import worker_loop
+from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import core_config, job_preset
-from orchestrator.telemetry import Recorder
 
 
 class Told:

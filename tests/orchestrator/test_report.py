@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ebm_core.errors import ConfigError
-from orchestrator import report, report_data, report_pictures, telemetry
+from orchestrator import report, report_data, report_pictures
+from orchestrator.records.rows import part_bytes, part_name
 from orchestrator.report import follow, leave_page, write_report
 from orchestrator.report_run import run_page, stability_tile
 from orchestrator.report_sweep import MAX_GRIDS, gather_sweep, grid_table, sweep_html
@@ -87,7 +88,7 @@ def test_a_run_that_comes_near_the_limit_is_not_called_stable(tmp_path: Path):
     run = store_run(tmp_path)
     assert stability_tile(report_data.gather(run)).value == "stable"
     row = {"step": 210, "running_gap": -0.51, "time": 0.0, "steps_per_s": 1.0}
-    run.write_bytes("metrics/part-000000210-000000210.parquet", telemetry.part_bytes([row]))
+    run.write_bytes("metrics/part-000000210-000000210.parquet", part_bytes([row]))
     assert stability_tile(report_data.gather(run)).value == "at risk"
 
 
@@ -160,7 +161,7 @@ def test_a_page_of_large_noisy_grids_stays_under_5_mb(tmp_path: Path):
 def test_thousands_of_rows_do_not_make_a_large_page(tmp_path: Path):
     run = store_run(tmp_path, steps=200)
     rows = stored_runs.rows_of(100_000)[25:]
-    run.write_bytes(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
+    run.write_bytes(f"metrics/{part_name(rows)}", part_bytes(rows))
     assert len(report_data.gather(run).rows["step"]) > 9_000
     assert len(run_page(run).encode()) < 1_000_000
 

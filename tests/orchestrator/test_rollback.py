@@ -15,13 +15,14 @@ from ebm_core.data import load
 from ebm_core.errors import ConfigError, DivergenceError
 from ebm_core.monitor import StabilityMonitor
 from ebm_core.trainer import fingerprint, init_state
-from orchestrator import runs, worker_loop
+from orchestrator import worker_loop
+from orchestrator.records import runs
+from orchestrator.records.rows import Recorder
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, read_rollbacks, record_rollback
 from orchestrator.settings.job import CheckpointConfig, JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.telemetry import Recorder
 from tests.ebm_core.tiny import tiny_config
 from workers.testing import write_checkpoint
 

@@ -12,10 +12,11 @@ from ebm_core import checkpoint
 from ebm_core.errors import DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import runs, score_job, train_job
+from orchestrator import score_job, train_job
 from orchestrator.cluster import ClusterError
 from orchestrator.evaluate import check_weights
-from orchestrator.runs import awaiting_scores, unscored
+from orchestrator.records import runs
+from orchestrator.records.runs import awaiting_scores, unscored
 from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override

@@ -13,9 +13,10 @@ import ray
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator import cli, runs, submit
+from orchestrator import cli, submit
 from orchestrator.cluster import ClusterError
 from orchestrator.job_words import check_words, cloned_job, lost_jobs, resumed_job
+from orchestrator.records import runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore

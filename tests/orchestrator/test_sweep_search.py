@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from ebm_core.config import to_tree
+from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, TrialResult
 from orchestrator.search_space import parse_space
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_record import PlannedTrial, SweepPlan, SweepRecord, TrialResult
 from orchestrator.sweep_search import OptunaSuggester, RandomSuggester, Suggester, Trials, asha, trial_of_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")

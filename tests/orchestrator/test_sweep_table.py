@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from orchestrator.records.sweeps import PlannedTrial, StoredSweep, Trial, TrialResult
 from orchestrator.sweep_display import Lines, Quiet
 from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_record import PlannedTrial, StoredSweep, Trial, TrialResult
 from orchestrator.sweep_search import trial_of_row
 from orchestrator.sweep_table import links, mean_and_spread, sweep_table
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ebm_core.config import to_tree
-from orchestrator import telemetry
-from orchestrator.runs import lacking_scores, unscored
+from orchestrator.records.rows import Row, part_bytes, part_name
+from orchestrator.records.runs import lacking_scores, unscored
+from orchestrator.records.sweeps import SweepPlan
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_record import SweepPlan
 from orchestrator.sweep_search import trial_of_row
 from orchestrator.sweep_trial import Launch, conclude, score_history, with_cost
 
@@ -29,10 +29,10 @@ def made(tmp_path: Path) -> tuple[Run, JobConfig, SweepPlan]:
     run = RunStore(str(tmp_path)).run(planned.run)
     run.write_config(to_tree(job))
     for step, value in ((10, 3.0), (20, 1.0), (30, 2.0)):
-        rows: list[telemetry.Row] = [
+        rows: list[Row] = [
             {"step": step, "energy_gap": -step / 100, "running_gap": -0.1, "steps_per_s": 5.0, "time": 1.0 + step}
         ]
-        run.write_bytes(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
+        run.write_bytes(f"metrics/{part_name(rows)}", part_bytes(rows))
         run.write_bytes(f"checkpoints/step-{step:09d}/COMMITTED", b"{}")
         run.write_json(f"evaluations/step-{step:09d}/fid_small.json", {"value": value})
         run.write_bytes(f"samples/step-{step:09d}-ema.png", b"png")
@@ -54,8 +54,8 @@ def test_a_finished_trial_has_its_last_score_and_its_best(made: tuple[Run, JobCo
 
 def test_the_cost_of_a_trial_leaves_out_the_night_between_two_launches(made: tuple[Run, JobConfig, SweepPlan]):
     run, job, plan = made
-    night: list[telemetry.Row] = [{"step": 40, "steps_per_s": 2.0, "time": 40_000.0}]
-    run.write_bytes(f"metrics/{telemetry.part_name(night)}", telemetry.part_bytes(night))
+    night: list[Row] = [{"step": 40, "steps_per_s": 2.0, "time": 40_000.0}]
+    run.write_bytes(f"metrics/{part_name(night)}", part_bytes(night))
     result = conclude(run, job, plan, trial_of_row(plan, 0), "finished")
     launch = Launch({}, "sweep", {}, cpus=2.0, gpus=0.0, mailbox=None, environment={})
     cost = with_cost(result, run, time.time() - 60, launch).cost

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import pyarrow as pa
 
+from orchestrator.records.rows import METRIC_NAMES
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import leaves
-from orchestrator.telemetry import METRIC_NAMES
 from workers.metrics.registry import METRICS
 
 _PLAIN = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}

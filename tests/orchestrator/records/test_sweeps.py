@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from ebm_core.errors import ConfigError
+from orchestrator.records.sweeps import PlannedTrial, SweepRecord, TrialResult, marked_sweep, sweeps
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_record import PlannedTrial, SweepRecord, TrialResult, marked_sweep, sweeps
 
 
 @pytest.fixture

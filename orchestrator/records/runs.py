@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ebm_core.config import to_tree
 from ebm_core.data import load
-from orchestrator import telemetry
+from orchestrator.records.rows import Row, part_steps, read_parts
 from orchestrator.settings.job import JobConfig
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.interface import ObjectMissing, StorageError
@@ -96,7 +96,7 @@ def read_provenance(run: Run) -> dict[str, Any]:
 
 def read_metrics(run: Run) -> pa.Table:
     """Every logged row of the run, by step."""
-    return telemetry.read_parts(run.read_bytes(key) for key in _parts(run))
+    return read_parts(run.read_bytes(key) for key in _parts(run))
 
 
 def read_scores(run: Run, step: int) -> dict[str, dict[str, Any]]:
@@ -123,7 +123,7 @@ def grid_key(run: Run, step: int) -> str | None:
 
 def _parts(run: Run) -> list[str]:
     keys = (info.key for info in run.list("metrics/"))
-    return sorted(key for key in keys if telemetry.part_steps(key.removeprefix("metrics/")))
+    return sorted(key for key in keys if part_steps(key.removeprefix("metrics/")))
 
 
 def provenance(job: JobConfig) -> Origin:
@@ -161,10 +161,10 @@ def summaries(store: RunStore) -> list[RunSummary]:
     return [summarise(store, name) for name in sorted(store.runs())]
 
 
-def last_row(run: Run) -> telemetry.Row:
+def last_row(run: Run) -> Row:
     """The last logged row of a run, without its absent columns; empty if it has none."""
     parts = _parts(run)
-    rows = telemetry.read_parts([run.read_bytes(parts[-1])] if parts else []).to_pylist()
+    rows = read_parts([run.read_bytes(parts[-1])] if parts else []).to_pylist()
     return {name: value for name, value in rows[-1].items() if value is not None} if rows else {}
 
 

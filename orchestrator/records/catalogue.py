@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ebm_core.errors import ConfigError
-from orchestrator.catalog_schema import SCHEMA, typed_row
-from orchestrator.runs import RunSummary, last_row, summarise
+from orchestrator.records.columns import SCHEMA, typed_row
+from orchestrator.records.runs import RunSummary, last_row, summarise
+from orchestrator.records.sweeps import SweepRecord, marked_sweep
 from orchestrator.storage.interface import ObjectMissing, StorageError
 from orchestrator.storage.run_store import RunStore
-from orchestrator.sweep_record import SweepRecord, marked_sweep
 
 FOLDER = "_catalog"
 MERGE_AT = 64
