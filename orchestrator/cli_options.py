@@ -46,7 +46,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def show_result(result: Any) -> None:
     """What a RunResult left behind: where, its grid, its page, its scores."""
-    from orchestrator.records.runs import score_rows
+    from orchestrator.records.scores import score_rows
 
     console = open_console()
     if result.already_finished:

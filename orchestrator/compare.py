@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.records import runs
 from orchestrator.records.rows import WALL_CLOCK, number
+from orchestrator.records.scores import headline, read_scores
 from orchestrator.settings.trees import differences, flatten
 from orchestrator.storage.run_store import Run
 
@@ -43,7 +44,7 @@ def compare(first: Run, second: Run) -> Comparison:
 
 
 def _scores(run: Run, step: int) -> dict[str, float]:
-    return {name: runs.headline(document) for name, document in runs.read_scores(run, step).items()}
+    return {name: headline(document) for name, document in read_scores(run, step).items()}
 
 
 def _rows(run: Run) -> dict[str, float]:

@@ -17,7 +17,7 @@ from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_en
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool, Say, Take
 from orchestrator.records import catalogue
-from orchestrator.records.runs import score_rows, shown_name
+from orchestrator.records.scores import score_rows, shown_name
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.find import open_run

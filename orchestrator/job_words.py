@@ -8,7 +8,7 @@ from typing import Any
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator.records import runs
+from orchestrator.records import provenance
 from orchestrator.settings.job import JobConfig, job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.find import open_run
@@ -111,7 +111,7 @@ def lost_jobs(storage: str, known: Collection[str]) -> list[Job]:
     store = RunStore(storage)
     found = []
     for name in store.runs():
-        for launch in runs.launches(store.run(name)):
+        for launch in provenance.launches(store.run(name)):
             job = launch.get("job")
             if not isinstance(job, str) or job in known:
                 continue

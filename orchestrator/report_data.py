@@ -7,7 +7,7 @@ from typing import Any
 
 from ebm_core.config import to_tree
 from ebm_core.presets import PRESETS
-from orchestrator.records import runs
+from orchestrator.records import provenance, runs
 from orchestrator.records.rows import METRIC_NAMES, training_seconds
 from orchestrator.settings.job import job_preset
 from orchestrator.settings.trees import differences, flatten
@@ -161,7 +161,7 @@ def _words(launch: Mapping[str, Any]) -> list[str]:
 
 def _launches(run: Run) -> list[dict[str, Any]]:
     try:
-        found = run.read_json(runs.PROVENANCE)["launches"]
+        found = run.read_json(provenance.PROVENANCE)["launches"]
         return [launch for launch in found if isinstance(launch, dict)]
     except (StorageError, KeyError, TypeError):
         return []

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator import report_figures as figures
-from orchestrator.records.runs import score_rows
+from orchestrator.records.scores import score_rows
 from orchestrator.report_data import PAPER_SCORES, RunData, gather
 from orchestrator.report_page import render
 from orchestrator.report_pictures import Grids, Picture, grids, picture

@@ -12,7 +12,7 @@ from typing import Any
 
 from ebm_core.config import TrainConfig
 from ebm_core.errors import DivergenceError
-from orchestrator.records.runs import PROVENANCE, read_provenance
+from orchestrator.records.provenance import PROVENANCE, read_provenance
 from orchestrator.storage.interface import ObjectMissing, StorageError
 from orchestrator.storage.run_store import Run
 from orchestrator.storage.stored_checkpoint import Warn

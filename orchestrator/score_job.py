@@ -13,7 +13,7 @@ from orchestrator.cluster import ClusterError, storage_environment
 from orchestrator.evaluate import new_actor, results_folder, score, store_results
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.pool import Pool
-from orchestrator.records.runs import ema_grid_key, headline, is_scored, unscored
+from orchestrator.records.scores import ema_grid_key, headline, is_scored, unscored
 from orchestrator.request import EvaluationRequest
 from orchestrator.settings.job import JobConfig, core_config
 from orchestrator.storage.commits import step_name

@@ -29,7 +29,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ebm_core.errors import ConfigError
 from orchestrator.cluster import ClusterError, first_line
-from orchestrator.records.runs import package_version, without_secrets
+from orchestrator.records.provenance import package_version, without_secrets
 
 PACKAGES = ("ebm_core", "workers", "orchestrator")
 STOP_WAIT_S = 55

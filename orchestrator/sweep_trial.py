@@ -16,8 +16,9 @@ import ray
 
 from ebm_core.errors import ConfigError, DivergenceError, EbmError
 from orchestrator.cluster import adopt
-from orchestrator.records import runs
+from orchestrator.records import provenance, runs
 from orchestrator.records.rows import WALL_CLOCK, Row, training_seconds
+from orchestrator.records.scores import grid_key, headline, lacking_scores, read_scores, unscored
 from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, TrialResult, TrialState
 from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, parse
@@ -97,7 +98,7 @@ def _train(
         return "unstable", str(why), why.step
     except ConfigError as why:
         return "refused", " ".join(str(why).split()), None
-    complete = found.step >= found.num_steps and not runs.unscored(record.store.run(planned.run), job)
+    complete = found.step >= found.num_steps and not unscored(record.store.run(planned.run), job)
     return ("finished" if complete else "interrupted" if watch.stopping else _lost_scores(planned)), "", None
 
 
@@ -108,7 +109,7 @@ def _lost_scores(planned: PlannedTrial) -> str:
 def _score_newest(run: Run, job: JobConfig, watch: "_TrialWatch") -> None:
     """Score the newest sound checkpoint of a run that diverged, whatever evaluation.every says."""
     steps = run.checkpoints()
-    if not runs.lacking_scores(run, job, steps[-1:]):
+    if not lacking_scores(run, job, steps[-1:]):
         return
     scorer = Scorer(job, run)
     try:
@@ -167,7 +168,7 @@ def conclude(
         score_step=at,
         best=None if best is None else {"step": best, "value": known[best]},
         metrics={name: value for name, value in kept.items() if math.isfinite(value)},
-        grid=runs.grid_key(run, at if at is not None else step),
+        grid=grid_key(run, at if at is not None else step),
     )
 
 
@@ -184,7 +185,7 @@ def score_history(run: Run, metric: str) -> list[tuple[datetime, int, float]]:
 
 
 def _headlines(run: Run, step: int) -> dict[str, float]:
-    found = {name: runs.headline(document) for name, document in runs.read_scores(run, step).items()}
+    found = {name: headline(document) for name, document in read_scores(run, step).items()}
     return {name: value for name, value in sorted(found.items()) if math.isfinite(value)}
 
 
@@ -205,7 +206,7 @@ def with_cost(result: TrialResult, run: Run, started: float, launch: Launch) -> 
 
     now = time.time()
     try:
-        attempts = len(run.read_json(runs.PROVENANCE)["launches"])
+        attempts = len(run.read_json(provenance.PROVENANCE)["launches"])
     except (EbmError, KeyError, TypeError):
         attempts = 1
     cost = {
@@ -242,7 +243,7 @@ class _TrialWatch(Watcher):
 
     def scored(self, step: int, documents: Mapping[str, Any]) -> None:
         """Let the scheduler judge, unless training has come to its end: then the result comes first."""
-        values = {name: runs.headline(document) for name, document in documents.items()}
+        values = {name: headline(document) for name, document in documents.items()}
         self._mailbox.post.remote("scored", (self._trial, step, values))
         if step < self._num_steps:
             row = _row_at(self._rows, step)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ebm_core.errors import ConfigError
 from orchestrator.records.rows import METRIC_NAMES
-from orchestrator.records.runs import ema_grid_key, headline
+from orchestrator.records.scores import ema_grid_key, headline
 from orchestrator.report_data import RunData, gather
 from orchestrator.report_pictures import grid_steps, read_picture
 from orchestrator.storage.interface import os_reason

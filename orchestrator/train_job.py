@@ -28,7 +28,8 @@ from orchestrator.evaluate import check_weights
 from orchestrator.exporter import Link
 from orchestrator.metrics import Meter
 from orchestrator.progress import Display, Silent
-from orchestrator.records import catalogue, runs
+from orchestrator.records import catalogue, provenance, runs
+from orchestrator.records.scores import awaiting_scores, grid_key, read_scores, unscored
 from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.trees import check_resumable
@@ -110,7 +111,7 @@ def _run_training(
     finished = finished_run(store, job)
     if finished is not None:
         return finished
-    origin = runs.provenance(job)  # reads the data: unreadable files start no Ray and leave no run behind
+    origin = provenance.provenance(job)  # reads the data: unreadable files start no Ray and leave no run behind
     store.check_writable()
     with cluster.ray_session(address, display.note):
         resources = cluster.worker_resources(job)  # a job that can never fit leaves nothing in storage
@@ -166,12 +167,12 @@ def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
     run = store.run(job.name)
     check_resumable(run.read_config(), job)
     reached = max(run.checkpoints(), default=0)
-    if reached < job.train.num_steps or reached in runs.unscored(run, job):  # killed before the last scores were stored
+    if reached < job.train.num_steps or reached in unscored(run, job):  # killed before the last scores were stored
         return None
     return replace(_result(run, job, reached), already_finished=True)
 
 
-def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: runs.Origin) -> tuple[JobConfig, int]:
+def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: provenance.Origin) -> tuple[JobConfig, int]:
     """The job under its name, and the step of its newest checkpoint (0: none). Writes config and provenance."""
     if job.name is None:
         return runs.create_numbered(store, job, prefix, origin), 0
@@ -267,7 +268,7 @@ class _Supervisor:
         self._read_mail()
         try:
             if self._job.evaluation.every and len(self._run.checkpoints()) > self._job.checkpoint.keep:
-                spared = runs.awaiting_scores(self._run, self._job)
+                spared = awaiting_scores(self._run, self._job)
                 self._run.retain(self._job.checkpoint.keep, self._display.note, spared)
         except StorageError as why:  # all that the job was for is stored
             self._display.note(f"older checkpoints stay: {why}")
@@ -401,6 +402,6 @@ def _result(run: Run, job: JobConfig, step: int) -> RunResult:
         uri=run.uri,
         step=step,
         num_steps=job.train.num_steps,
-        grid=runs.grid_key(run, step),
-        scores=runs.read_scores(run, step),
+        grid=grid_key(run, step),
+        scores=read_scores(run, step),
     )

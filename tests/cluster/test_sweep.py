@@ -14,7 +14,7 @@ import ray
 
 from ebm_core.errors import ConfigError
 from orchestrator import cluster
-from orchestrator.records import catalogue, runs
+from orchestrator.records import catalogue, scores
 from orchestrator.records.sweeps import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, without_cost
 from orchestrator.report_sweep import sweep_page
 from orchestrator.settings.job import JobConfig
@@ -203,7 +203,7 @@ def check_trials(stored: StoredSweep, base: JobConfig, folder: Path) -> None:
     assert one.result is not None
     job = override(base, [*one.planned.settings, "name=tiny-b-seed0"])
     assert files_of(store.run("tiny-b-seed0"), 6, folder / "fetched") == plain_loop(job, folder / "plain")
-    assert one.result.scores["energy_gap"] == runs.read_scores(store.run("tiny-b-seed0"), 6)["energy_gap"]["value"]
+    assert one.result.scores["energy_gap"] == scores.read_scores(store.run("tiny-b-seed0"), 6)["energy_gap"]["value"]
     assert one.result.value == one.result.scores["energy_gap"]
     assert one.result.cost["cpus"] == 1.0
     broken = by_name["diverges-seed0"].result

@@ -25,7 +25,7 @@ from ebm_core.errors import CheckpointError, DivergenceError
 from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli, cluster
-from orchestrator.records import runs
+from orchestrator.records import runs, scores
 from orchestrator.records.rows import WALL_CLOCK, Row
 from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, core_config, job_preset
@@ -281,8 +281,8 @@ def scored(tmp_path: Path, metric: str, with_checkpoint: bool = True) -> tuple[R
 def test_a_scorer_stores_scores_and_a_grid_beside_the_checkpoint(tmp_path: Path):
     run, messages = scored(tmp_path, "energy_gap")
     assert messages == []
-    assert runs.read_scores(run, 3)["energy_gap"]["num_images"] == 8
-    grid = runs.grid_key(run, 3)
+    assert scores.read_scores(run, 3)["energy_gap"]["num_images"] == 8
+    grid = scores.grid_key(run, 3)
     assert grid is not None
     assert run.read_bytes(grid).startswith(b"\x89PNG")
 
@@ -295,13 +295,13 @@ def test_a_scorer_that_fails_is_tried_once_more_and_then_leaves_the_run_alone(tm
     run, said = scored(tmp_path, "energy_gap", with_checkpoint=False)
     assert [message.rpartition("; ")[2] for message in said] == ["trying again", "giving up"]
     assert all("scoring step 3 failed (" in message and "bytes, not" in message for message in said)
-    assert runs.read_scores(run, 3) == {}
+    assert scores.read_scores(run, 3) == {}
 
 
 def test_a_checkpoint_that_retention_deleted_is_skipped_with_a_message(tmp_path: Path):
     run, said = scored(tmp_path, "energy_gap", with_checkpoint=False)
     assert said == ["step 3 is not scored: its turn came after checkpoint.keep=3 deleted it"]
-    assert runs.read_scores(run, 3) == {}
+    assert scores.read_scores(run, 3) == {}
 
 
 def evaluations_by(scorer: Scorer, run: Run) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import pytest
 from ebm_core.config import to_tree
 from ebm_core.errors import DivergenceError
 from orchestrator import cli
-from orchestrator.records import runs
+from orchestrator.records import provenance, runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
@@ -177,4 +177,4 @@ def test_numbered_names_are_the_next_free_ones(tmp_path: Path):
     ],
 )
 def test_provenance_holds_no_secret_of_the_command_line(word: str, shown: str):
-    assert runs.without_secrets(word) == shown
+    assert provenance.without_secrets(word) == shown

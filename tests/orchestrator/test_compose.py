@@ -22,7 +22,7 @@ from orchestrator import cli
 from orchestrator.compose import ComposeRequest, compose, tables
 from orchestrator.evaluate import EvaluationRequest, evaluate
 from orchestrator.evaluate import tables as evaluate_tables
-from orchestrator.records import runs
+from orchestrator.records import runs, scores
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
@@ -136,7 +136,7 @@ def test_a_run_of_several_attributes_composes_its_own(cluster, root: Path):
     assert document["value"] == document["rows"]["composed"]["as_asked"]
     names = [info.key.rpartition("/")[2] for info in run.list("evaluations/")]
     assert names == ["composition.json", "composition.png"]
-    assert runs.read_scores(run, STEP).keys() == {"composition"}
+    assert scores.read_scores(run, STEP).keys() == {"composition"}
     assert len(evaluate_tables(found, STEP)) == 1
 
 

@@ -20,7 +20,7 @@ from ebm_core.trainer import init_state
 from orchestrator.cluster import ClusterError
 from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
 from orchestrator.pool import Pool
-from orchestrator.records import runs
+from orchestrator.records import provenance, runs, scores
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
@@ -35,7 +35,7 @@ def store_run(root: Path, *settings: str) -> Run:
     job = override(job_preset("digits"), [f"storage={root}", "name=tiny", "sampler.generate_steps=2", *settings])
     cfg = core_config(job)
     store = RunStore(str(root))
-    runs.create(store, job, runs.provenance(job))
+    runs.create(store, job, provenance.provenance(job))
     run = store.run("tiny")
     state = replace(init_state(cfg), step=STEP)
     with tempfile.TemporaryDirectory() as temp:
@@ -93,7 +93,7 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     assert (written["protocol"]["name"], written["seed"]) == ("strict", 0)
     assert np.asarray(Image.open(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood.png"]))).std() > 0
 
-    assert runs.read_scores(run, STEP).keys() == found.keys()
+    assert scores.read_scores(run, STEP).keys() == found.keys()
     plain, outside, others, chains, memory = tables(found, STEP)
     assert [row[0] for row in plain.rows][:3] == ["fid_small", "kid_small", "precision (small)"]
     assert [row[:2] for row in outside.rows] == [(name, str(SIZES[name])) for name in list(SIZES)[1:]]

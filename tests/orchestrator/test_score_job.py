@@ -15,8 +15,8 @@ from ebm_core.trainer import init_state
 from orchestrator import score_job, train_job
 from orchestrator.cluster import ClusterError
 from orchestrator.evaluate import check_weights
-from orchestrator.records import runs
-from orchestrator.records.runs import awaiting_scores, unscored
+from orchestrator.records import scores
+from orchestrator.records.scores import awaiting_scores, unscored
 from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
@@ -114,7 +114,7 @@ def test_checkpoints_that_an_earlier_job_left_unscored_come_first(scored, tmp_pa
         store(run, job(tmp_path), step)
     assert unscored(run, job(tmp_path))
     assert work(job(tmp_path)) == []
-    assert sorted(runs.read_scores(run, 4)) == ["energy_gap", "fid_small"]
+    assert sorted(scores.read_scores(run, 4)) == ["energy_gap", "fid_small"]
     assert results(run).keys() > KEYS
     assert unscored(run, job(tmp_path, "evaluation.metrics=nearest_train"))  # another score is wanted
 
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_retention_deleted_first_is_skipped_with_a_message(sco
     store(run, job(tmp_path), 4)
     said = work(job(tmp_path), 2, 4)
     assert said == ["step 2 is not scored: its turn came after checkpoint.keep=3 deleted it"]
-    assert sorted(runs.read_scores(run, 4)) == ["energy_gap", "fid_small"]
+    assert sorted(scores.read_scores(run, 4)) == ["energy_gap", "fid_small"]
 
 
 def test_studies_can_be_named_beside_metrics(scored, tmp_path):
@@ -180,7 +180,7 @@ def test_studies_can_be_named_beside_metrics(scored, tmp_path):
     settings = job(tmp_path, "evaluation.metrics=energy_gap,ood")
     store(run, settings, 2)
     assert work(settings, 2) == []
-    assert sorted(runs.read_scores(run, 2)) == ["energy_gap", "ood"]
+    assert sorted(scores.read_scores(run, 2)) == ["energy_gap", "ood"]
     assert "evaluations/step-000000002/ood-energies.parquet" in results(run)
 
 

@@ -16,7 +16,7 @@ from ebm_core.errors import ConfigError
 from orchestrator import cli, submit
 from orchestrator.cluster import ClusterError
 from orchestrator.job_words import check_words, cloned_job, lost_jobs, resumed_job
-from orchestrator.records import runs
+from orchestrator.records import provenance, runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
@@ -298,7 +298,7 @@ def test_a_run_remembers_the_job_that_its_cluster_has_forgotten(tmp_path: Path, 
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "digits-0007-ab"}}))
     store = stored(tmp_path)
     job = parse(store.run("digits-0007").read_config())
-    runs.update(store.run("digits-0007"), job, runs.provenance(job))
+    runs.update(store.run("digits-0007"), job, provenance.provenance(job))
     (lost,) = lost_jobs(str(tmp_path), set())
     assert (lost.run, lost.job, lost.status, lost.is_over()) == ("digits-0007", "digits-0007-ab", "LOST", True)
     assert lost_jobs(str(tmp_path), {"digits-0007-ab"}) == []
@@ -307,4 +307,4 @@ def test_a_run_remembers_the_job_that_its_cluster_has_forgotten(tmp_path: Path, 
 def test_outside_of_a_job_there_is_no_job(monkeypatch: pytest.MonkeyPatch):
     for text in ("", "{", "[]", "{}"):
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", text)
-        assert runs.submission_id() is None
+        assert provenance.submission_id() is None

@@ -8,7 +8,7 @@ import pytest
 
 from ebm_core.config import to_tree
 from orchestrator.records.rows import Row, part_bytes, part_name
-from orchestrator.records.runs import lacking_scores, unscored
+from orchestrator.records.scores import lacking_scores, unscored
 from orchestrator.records.sweeps import SweepPlan
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
