@@ -42,7 +42,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state
-from orchestrator import cluster, train_job, worker_loop
+from orchestrator import train_job, worker_loop
+from orchestrator.cluster import connection
 from orchestrator.records import rows, runs
 from orchestrator.settings.job import JobConfig, core_config, job_preset, parse
 from orchestrator.settings.overrides import override
@@ -114,7 +115,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def simulated_loop(launch: dict[str, Any]) -> None:
     """What each Ray Train worker runs in place of `worker_loop.train_loop_per_worker`: its ranks, in threads."""
     entered = time.time()
-    cluster.adopt(launch["environment"])
+    connection.adopt(launch["environment"])
     torch.set_num_threads(1)
     plan = Plan(**launch["plan"])
     job = parse(launch["job"])
@@ -371,7 +372,7 @@ def own_ray(cpus: int) -> Iterator[None]:
     """A Ray that believes in so many processors, with a folder of its own; it starts no worker in advance."""
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: a socket's path has at most 107 characters
     try:
-        with cluster._loopback():
+        with connection._loopback():
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -500,7 +501,9 @@ def main() -> None:
         serve()
         return
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ |= cluster.QUIET_ENV | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}  # two cores start few a second
+    os.environ |= connection.QUIET_ENV | {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"
+    }  # two cores start few a second
     found = []
     for count in options.ranks:
         found.append(measure(count, options))

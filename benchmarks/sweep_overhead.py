@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cluster
+from orchestrator.cluster import connection
 from orchestrator.records import runs
 from orchestrator.records.sweeps import StoredSweep, SweepPlan
 from orchestrator.settings.job import JobConfig
@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
         folder = Path(temporary)
         plan, base = planned(folder, asked.trials, asked.steps)
-        with cluster.ray_session():
+        with connection.ray_session():
             time_jobs(plan, override(base, ["train.num_steps=20"]), folder / "warm", range(1))
             loads = [os.getloadavg()[0]]
             jobs = time_jobs(plan, base, folder / "jobs", range(half))

@@ -52,8 +52,8 @@ def jobs(
     json_: Json = False,
 ) -> None:
     """List the jobs of a cluster, newest first."""
+    from orchestrator.cluster.jobs import Jobs
     from orchestrator.job_words import lost_jobs
-    from orchestrator.submit import Jobs
 
     found = Jobs(address, _say).list()
     if storage is not None:
@@ -77,7 +77,7 @@ def jobs(
 
 def logs(name: JobName, follow: Follow = False, address: Dashboard = None) -> None:
     """Print what a job has printed. With -f: until it ends, and with its exit status."""
-    from orchestrator.submit import Jobs
+    from orchestrator.cluster.jobs import Jobs
 
     cluster = Jobs(address, _say)
     job = cluster.find(name)
@@ -88,7 +88,7 @@ def logs(name: JobName, follow: Follow = False, address: Dashboard = None) -> No
 
 def stop(name: JobName, address: Dashboard = None) -> None:
     """Have a job store a checkpoint and end, within 60 s; `ebm resume RUN` goes on from there."""
-    from orchestrator.submit import STOP_WAIT_S, Jobs
+    from orchestrator.cluster.jobs import STOP_WAIT_S, Jobs
 
     cluster = Jobs(address, _say)
     job = cluster.find(name)
@@ -111,7 +111,7 @@ def resume(
 
     Example: ebm resume digits-0001 train.num_steps=6000
     """
-    from orchestrator.submit import is_dashboard
+    from orchestrator.cluster.jobs import is_dashboard
 
     if is_dashboard(address):
         return _submit_again("resume", run, settings, storage, address, follow)
@@ -131,7 +131,7 @@ def clone(
 
     Example: ebm clone digits-0001 loss.kl_weight=0 seed=1
     """
-    from orchestrator.submit import is_dashboard
+    from orchestrator.cluster.jobs import is_dashboard
 
     if is_dashboard(address):
         return _submit_again("clone", run, settings, storage, address, follow)
@@ -166,7 +166,7 @@ def _submit_again(
 
 
 def _submit(run: str, words: Sequence[str], settings: Any, address: str | None, follow: bool, json_: bool) -> None:
-    from orchestrator.submit import Jobs
+    from orchestrator.cluster.jobs import Jobs
 
     cluster = Jobs(address, _say)
     job = cluster.submit(words, run, settings)

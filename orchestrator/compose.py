@@ -20,9 +20,9 @@ from ebm_core.config import TrainConfig
 from ebm_core.data import load
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.types import Pixels
-from orchestrator.cluster import WORKER_ENV, start_ray, storage_environment
+from orchestrator.cluster.connection import WORKER_ENV, start_ray, storage_environment
+from orchestrator.cluster.pool import Pool, Say
 from orchestrator.fetch import FetchCheckpoint
-from orchestrator.pool import Pool, Say
 from orchestrator.settings.job import core_config, parse
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run

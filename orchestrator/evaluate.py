@@ -13,9 +13,9 @@ import ray
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
 from orchestrator import study_chains, study_composition, study_ood
-from orchestrator.cluster import WORKER_ENV, ClusterError, start_ray, storage_environment
+from orchestrator.cluster.connection import WORKER_ENV, ClusterError, start_ray, storage_environment
+from orchestrator.cluster.pool import Pool, Say, Take
 from orchestrator.fetch import FetchCheckpoint
-from orchestrator.pool import Pool, Say, Take
 from orchestrator.records import catalogue
 from orchestrator.records.scores import score_rows, shown_name
 from orchestrator.request import EvaluationRequest

@@ -8,12 +8,12 @@ from typing import Any
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
+from orchestrator.cluster.jobs import Job
 from orchestrator.records import provenance
 from orchestrator.settings.job import JobConfig, job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import RunStore, require_run_name
-from orchestrator.submit import Job
 
 NEEDS_FILES = "nodes of the cluster look for it elsewhere; name a folder that each of them sees, from the root"
 

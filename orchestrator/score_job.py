@@ -9,10 +9,10 @@ import ray
 from ray.exceptions import RayError
 
 from ebm_core.errors import EbmError
-from orchestrator.cluster import ClusterError, storage_environment
+from orchestrator.cluster.connection import ClusterError, storage_environment
+from orchestrator.cluster.pool import Pool
 from orchestrator.evaluate import new_actor, results_folder, score, store_results
 from orchestrator.fetch import FetchCheckpoint
-from orchestrator.pool import Pool
 from orchestrator.records.scores import ema_grid_key, headline, is_scored, unscored
 from orchestrator.request import EvaluationRequest
 from orchestrator.settings.job import JobConfig, core_config

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebm_core.config import DataConfig
-from orchestrator.pool import Pool
+from orchestrator.cluster.pool import Pool
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage.run_store import Run
 

@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator import cluster
+from orchestrator.cluster import connection
 from orchestrator.records import catalogue
 from orchestrator.records.sweeps import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
 from orchestrator.search_space import parse_space
@@ -77,7 +77,7 @@ def run_sweep(
     owner = Ownership(store.objects, f"{plan.name}/{OWNERS}", f"sweep {plan.name}")
     with contextlib.closing(display or Quiet()) as shown:
         owner.wait_until_free(shown.note)
-        with cluster.ray_session(address, shown.note):
+        with connection.ray_session(address, shown.note):
             room = find_room(plan, base, max_concurrent)
             base = replace(base, cluster=replace(base.cluster, cpus_per_worker=room.cpus_per_worker))
             driver = _Driver(plan, base, record, room, shown)
@@ -133,7 +133,7 @@ class _Driver(tune.Callback, tune.Stopper):
         self._display.begin(done, total)
         if done == total:
             return None
-        self._mailbox = cluster.open_mailbox()
+        self._mailbox = connection.open_mailbox()
         try:
             with _signals(self._ask_to_stop), tempfile.TemporaryDirectory(prefix="ebm-sweep-") as folder:
                 self._tune(trials, folder)
@@ -190,7 +190,7 @@ class _Driver(tune.Callback, tune.Stopper):
             cpus=room.cpus,
             gpus=room.gpus,
             mailbox=self._mailbox,
-            environment=cluster.storage_environment(),
+            environment=connection.storage_environment(),
         )
         return launch_tree(launch)
 

@@ -8,7 +8,7 @@ from ebm_core.errors import EbmError
 from ebm_core.fast.engine import set_threads
 from ebm_core.profile import profile_step
 from orchestrator.cli_options import open_console, print_table
-from orchestrator.cluster import ray_session
+from orchestrator.cluster.connection import ray_session
 from orchestrator.records.sweeps import PlannedTrial
 from orchestrator.search_space import draw_random, parse_space
 from orchestrator.settings.job import JobConfig, core_config

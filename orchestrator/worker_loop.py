@@ -21,7 +21,7 @@ from ebm_core.errors import DivergenceError, EbmError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.rng import Shards, stream
 from ebm_core.trainer import TrainState, init_state, train_step
-from orchestrator.cluster import adopt
+from orchestrator.cluster.connection import adopt
 from orchestrator.records.rows import Recorder, Row, is_logged, part_bytes, part_name, part_steps
 from orchestrator.records.scores import awaiting_scores
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback

@@ -9,8 +9,8 @@ import ray
 from ray.train import RunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator import cluster
-from orchestrator.cluster import ClusterError, places, worker_resources
+from orchestrator.cluster import connection
+from orchestrator.cluster.connection import ClusterError, places, worker_resources
 from orchestrator.evaluate import new_actor
 from orchestrator.exporter import open_exporter
 from orchestrator.fetch import FetchCheckpoint
@@ -36,7 +36,7 @@ GPU = ("cluster.use_gpu=true",)
 @pytest.fixture(scope="module", autouse=True)
 def ray_with_a_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (cluster.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
+        for name, value in (connection.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
             patch.setenv(name, value)
         with local_ray(num_cpus=4, num_gpus=1):
             yield

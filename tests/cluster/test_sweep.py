@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from ebm_core.errors import ConfigError
-from orchestrator import cluster
+from orchestrator.cluster import connection
 from orchestrator.records import catalogue, scores
 from orchestrator.records.sweeps import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, without_cost
 from orchestrator.report_sweep import sweep_page
@@ -234,11 +234,11 @@ def test_trials_that_can_never_fit_are_refused_before_anything_is_stored(tmp_pat
         plan, base = make_plan(
             "table2", SweepRequest(preset="digits", settings=(*settings, f"storage={tmp_path}/runs"))
         )
-        with pytest.raises(cluster.ClusterError, match="each needs"):
+        with pytest.raises(connection.ClusterError, match="each needs"):
             run_sweep(plan, base)
     space = ("cluster.num_workers=choice(1,8)", f"storage={tmp_path}/runs")
     plan, base = make_plan("digits", SweepRequest(settings=space))
-    with pytest.raises(cluster.ClusterError, match=r"cluster\.num_workers = 8"):
+    with pytest.raises(connection.ClusterError, match=r"cluster\.num_workers = 8"):
         run_sweep(plan, base)
     assert not list(tmp_path.rglob("*.json"))
 

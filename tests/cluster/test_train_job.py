@@ -24,7 +24,8 @@ from ebm_core.data import labelled_batches, load
 from ebm_core.errors import CheckpointError, DivergenceError
 from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
-from orchestrator import cli, cluster
+from orchestrator import cli
+from orchestrator.cluster import connection
 from orchestrator.records import runs, scores
 from orchestrator.records.rows import WALL_CLOCK, Row
 from orchestrator.score_job import Scorer
@@ -63,7 +64,7 @@ def shared_ray() -> Iterator[None]:
     """One Ray for these tests, with a folder of its own, ended with them."""
     folder = tempfile.mkdtemp(prefix="ebm", dir="/tmp")  # sockets have short names only
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (cluster.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
+        for name, value in (connection.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
@@ -368,9 +369,11 @@ def test_a_terminated_job_stores_a_checkpoint_and_says_how_to_go_on(tmp_path: Pa
 
 
 def test_a_job_that_can_never_fit_is_refused_before_anything_is_stored(tmp_path: Path):
-    with pytest.raises(cluster.ClusterError, match=r"cluster\.num_workers = 8: each needs 1 CPU, this Ray has 2 CPUs"):
+    with pytest.raises(
+        connection.ClusterError, match=r"cluster\.num_workers = 8: each needs 1 CPU, this Ray has 2 CPUs"
+    ):
         train(tmp_path, "cluster.num_workers=8")
-    with pytest.raises(cluster.ClusterError, match="1 GPU"):
+    with pytest.raises(connection.ClusterError, match="1 GPU"):
         train(tmp_path, "cluster.use_gpu=true")
     assert not (tmp_path / "run").exists()
 
@@ -395,7 +398,7 @@ def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_
 
     ray.kill(dead)
     deadline = time.monotonic() + 30
-    while not (removed := cluster.remove_orphaned_groups()) and time.monotonic() < deadline:
+    while not (removed := connection.remove_orphaned_groups()) and time.monotonic() < deadline:
         assert state(orphan) == "CREATED"  # Ray itself leaves it, as long as this process lives
         time.sleep(0.1)
     assert removed == 1
@@ -403,7 +406,7 @@ def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_
         time.sleep(0.1)
     assert (state(orphan), state(kept), state(own.id.hex())) == ("REMOVED", "CREATED", "CREATED")
     ray.kill(alive)
-    while not cluster.remove_orphaned_groups():
+    while not connection.remove_orphaned_groups():
         time.sleep(0.1)
     ray.util.remove_placement_group(own)
 

@@ -13,7 +13,7 @@ from ebm_core.errors import DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator import score_job, train_job
-from orchestrator.cluster import ClusterError
+from orchestrator.cluster.connection import ClusterError
 from orchestrator.evaluate import check_weights
 from orchestrator.records import scores
 from orchestrator.records.scores import awaiting_scores, unscored

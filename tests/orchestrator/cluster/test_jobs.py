@@ -13,14 +13,15 @@ import ray
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator import cli, submit
-from orchestrator.cluster import ClusterError
+from orchestrator import cli
+from orchestrator.cluster import jobs as submit
+from orchestrator.cluster.connection import ClusterError
+from orchestrator.cluster.jobs import Job, Jobs, compare_versions
 from orchestrator.job_words import check_words, cloned_job, lost_jobs, resumed_job
 from orchestrator.records import provenance, runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
-from orchestrator.submit import Job, Jobs, compare_versions
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 

@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from ebm_core.errors import EbmError
-from orchestrator.cluster import ClusterError
+from orchestrator.cluster.connection import ClusterError
 
 REPLACEMENTS = 3
 """Actors that may die before the evaluation gives up."""

@@ -28,7 +28,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ebm_core.errors import ConfigError
-from orchestrator.cluster import ClusterError, first_line
+from orchestrator.cluster.connection import ClusterError, first_line
 from orchestrator.records.provenance import package_version, without_secrets
 
 PACKAGES = ("ebm_core", "workers", "orchestrator")
