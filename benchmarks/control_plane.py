@@ -43,7 +43,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state
 from orchestrator import train_job, worker_loop
-from orchestrator.cluster import connection
+from orchestrator.cluster import connection, environment
 from orchestrator.records import rows, runs
 from orchestrator.settings.job import JobConfig, core_config, job_preset, parse
 from orchestrator.settings.overrides import override
@@ -115,7 +115,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def simulated_loop(launch: dict[str, Any]) -> None:
     """What each Ray Train worker runs in place of `worker_loop.train_loop_per_worker`: its ranks, in threads."""
     entered = time.time()
-    connection.adopt(launch["environment"])
+    environment.adopt(launch["environment"])
     torch.set_num_threads(1)
     plan = Plan(**launch["plan"])
     job = parse(launch["job"])

@@ -63,7 +63,8 @@ def actors(rounds: int) -> Iterator[Row]:
     """The same request by two actors of one thread and by one, on a warm Ray, actors already open."""
     import ray
 
-    from orchestrator.cluster.connection import start_ray, storage_environment
+    from orchestrator.cluster.connection import start_ray
+    from orchestrator.cluster.environment import storage_environment
     from orchestrator.cluster.pool import Pool
     from orchestrator.evaluate import new_actor, score
     from orchestrator.fetch import FetchCheckpoint

@@ -52,8 +52,7 @@ def jobs(
     json_: Json = False,
 ) -> None:
     """List the jobs of a cluster, newest first."""
-    from orchestrator.cluster.jobs import Jobs
-    from orchestrator.job_words import lost_jobs
+    from orchestrator.cluster.jobs import Jobs, lost_jobs
 
     found = Jobs(address, _say).list()
     if storage is not None:

@@ -20,7 +20,8 @@ from ebm_core.config import TrainConfig
 from ebm_core.data import load
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.types import Pixels
-from orchestrator.cluster.connection import WORKER_ENV, start_ray, storage_environment
+from orchestrator.cluster.connection import start_ray
+from orchestrator.cluster.environment import WORKER_ENV, storage_environment
 from orchestrator.cluster.pool import Pool, Say
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.settings.job import core_config, parse

@@ -13,7 +13,8 @@ import ray
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
 from orchestrator import study_chains, study_composition, study_ood
-from orchestrator.cluster.connection import WORKER_ENV, ClusterError, start_ray, storage_environment
+from orchestrator.cluster.connection import ClusterError, start_ray
+from orchestrator.cluster.environment import WORKER_ENV, storage_environment
 from orchestrator.cluster.pool import Pool, Say, Take
 from orchestrator.fetch import FetchCheckpoint
 from orchestrator.records import catalogue

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.cluster.connection import adopt
+from orchestrator.cluster.environment import adopt
 from orchestrator.storage.run_store import RunStore
 
 

@@ -1,15 +1,13 @@
 """What a person wants of a job, checked before it travels: its command, its run's name, the settings behind it."""
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator.cluster.jobs import Job
-from orchestrator.records import provenance
 from orchestrator.settings.job import JobConfig, job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.find import open_run
@@ -104,18 +102,3 @@ def cloned_job(where: str, storage: str, settings: Sequence[str]) -> tuple[JobCo
         raise ConfigError(f"name = {job.name!r}: exists in {job.storage}; name the clone otherwise")
     prefix, _, number = str(source.name).rpartition("-")
     return job, prefix if number.isdigit() and prefix else str(source.name)
-
-
-def lost_jobs(storage: str, known: Collection[str]) -> list[Job]:
-    """Jobs that the runs of a store remember and the cluster does not: history ends with a head node."""
-    store = RunStore(storage)
-    found = []
-    for name in store.runs():
-        for launch in provenance.launches(store.run(name)):
-            job = launch.get("job")
-            if not isinstance(job, str) or job in known:
-                continue
-            command = " ".join(["ebm", *map(str, launch.get("command", [])[1:])])
-            version = launch.get("packages", {}).get("confab-ebm")
-            found.append(Job(name, job, "LOST", launch.get("started"), None, version, command))
-    return sorted(found, key=lambda job: job.started or "", reverse=True)

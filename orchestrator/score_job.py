@@ -9,7 +9,8 @@ import ray
 from ray.exceptions import RayError
 
 from ebm_core.errors import EbmError
-from orchestrator.cluster.connection import ClusterError, storage_environment
+from orchestrator.cluster.connection import ClusterError
+from orchestrator.cluster.environment import storage_environment
 from orchestrator.cluster.pool import Pool
 from orchestrator.evaluate import new_actor, results_folder, score, store_results
 from orchestrator.fetch import FetchCheckpoint

@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator.cluster import connection
+from orchestrator.cluster import connection, environment, mailbox
 from orchestrator.records import catalogue
 from orchestrator.records.sweeps import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
 from orchestrator.search_space import parse_space
@@ -133,7 +133,7 @@ class _Driver(tune.Callback, tune.Stopper):
         self._display.begin(done, total)
         if done == total:
             return None
-        self._mailbox = connection.open_mailbox()
+        self._mailbox = mailbox.open_mailbox()
         try:
             with _signals(self._ask_to_stop), tempfile.TemporaryDirectory(prefix="ebm-sweep-") as folder:
                 self._tune(trials, folder)
@@ -190,7 +190,7 @@ class _Driver(tune.Callback, tune.Stopper):
             cpus=room.cpus,
             gpus=room.gpus,
             mailbox=self._mailbox,
-            environment=connection.storage_environment(),
+            environment=environment.storage_environment(),
         )
         return launch_tree(launch)
 

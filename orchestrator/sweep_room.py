@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.cluster import connection
+from orchestrator.cluster import resources
 from orchestrator.records.sweeps import SweepPlan
 from orchestrator.search_space import parse_range
 from orchestrator.settings.job import JobConfig
@@ -34,18 +34,18 @@ def find_room(plan: SweepPlan, base: JobConfig, max_concurrent: int | None) -> R
     Without cluster.cpus_per_worker the CPUs are shared evenly by max_concurrent trials; without that, it is one each.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers, gpu = base.cluster.num_workers, connection.gpu_share(base)
+    workers, gpu = base.cluster.num_workers, resources.gpu_share(base)
     cpus = base.cluster.cpus_per_worker
     if cpus is None:
         total = sum(node.get("CPU", 0) for node in nodes)
-        slots = max_concurrent or sum(connection.places(node, 1, gpu) for node in nodes) // workers
+        slots = max_concurrent or sum(resources.places(node, 1, gpu) for node in nodes) // workers
         cpus = max(1, int(total // max(1, slots * workers)))
         cpus = min(cpus, int(max(node.get("CPU", 0) for node in nodes)) or 1)
     for settings in _all_cluster_settings(plan):
         job = override(base, settings)
         wanted = job.cluster.cpus_per_worker or cpus
-        connection.worker_resources(replace(job, cluster=replace(job.cluster, cpus_per_worker=wanted)))
-    most = max(1, sum(connection.places(node, cpus, gpu) for node in nodes) // workers)
+        resources.worker_resources(replace(job, cluster=replace(job.cluster, cpus_per_worker=wanted)))
+    most = max(1, sum(resources.places(node, cpus, gpu) for node in nodes) // workers)
     return Room(min(most, max_concurrent or most, num_trials(plan)), cpus, float(cpus * workers), gpu * workers)
 
 

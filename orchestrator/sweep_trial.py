@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from ebm_core.errors import ConfigError, DivergenceError, EbmError
-from orchestrator.cluster.connection import adopt
+from orchestrator.cluster.environment import adopt
 from orchestrator.records import provenance, runs
 from orchestrator.records.rows import WALL_CLOCK, Row, training_seconds
 from orchestrator.records.scores import grid_key, headline, lacking_scores, read_scores, unscored

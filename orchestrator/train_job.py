@@ -23,7 +23,8 @@ from ray.train.torch.config import _TorchBackend
 from ebm_core.config import to_tree
 from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import DivergenceError, EbmError
-from orchestrator.cluster import connection
+from orchestrator.cluster import connection, environment, mailbox
+from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, worker_resources
 from orchestrator.evaluate import check_weights
 from orchestrator.exporter import Link
 from orchestrator.metrics import Meter
@@ -114,7 +115,7 @@ def _run_training(
     origin = provenance.provenance(job)  # reads the data: unreadable files start no Ray and leave no run behind
     store.check_writable()
     with connection.ray_session(address, display.note):
-        resources = connection.worker_resources(job)  # a job that can never fit leaves nothing in storage
+        resources = worker_resources(job)  # a job that can never fit leaves nothing in storage
         job, reached = claim_run(store, job, prefix or job.data.name, origin)
         run = store.run(str(job.name))
         display.note(f"run {job.name} in {run.uri}" + (f", resuming at step {reached}" if reached else ""))
@@ -223,7 +224,7 @@ class _Supervisor:
 
     def work(self, resources: dict[str, float]) -> RunResult:
         """Train, score, and say what there is. Raises the EbmError of a worker, or TrainingError."""
-        self._mailbox = connection.open_mailbox()
+        self._mailbox = mailbox.open_mailbox()
         self._scorer = Scorer(self._job, self._run)
         link = Link(self._display.note) if connection.is_shared() else None
         self._meter = Meter(self._run.name, self._job.train.num_steps, link)
@@ -295,7 +296,7 @@ class _Supervisor:
                 thread.join(POLL_S)
                 self._read_mail()
                 if not self._started and time.monotonic() - tidied > TIDY_S:
-                    connection.remove_orphaned_groups()  # workers that cannot start may be waiting for these
+                    remove_orphaned_groups()  # workers that cannot start may be waiting for these
                     tidied = time.monotonic()
             self._read_mail()
         if outcome and self._error is None:
@@ -304,7 +305,7 @@ class _Supervisor:
 
     def _trainer(self, resources: dict[str, float], folder: str) -> TorchTrainer:
         launch = {"job": to_tree(self._job), "mailbox": self._mailbox, "cpus": int(resources["CPU"])}
-        launch["environment"] = connection.storage_environment()
+        launch["environment"] = environment.storage_environment()
         return TorchTrainer(
             train_loop_per_worker,
             train_loop_config=launch,
@@ -315,7 +316,7 @@ class _Supervisor:
             run_config=RunConfig(
                 name=f"{self._job.name}-{uuid.uuid4().hex[:8]}",  # Ray resumes a name that it knows; our store decides
                 storage_path=folder,
-                worker_runtime_env={"env_vars": connection.WORKER_ENV},
+                worker_runtime_env={"env_vars": environment.WORKER_ENV},
                 failure_config=FailureConfig(max_failures=0),  # restarts are ours: we tell errors apart
             ),
         )
@@ -354,7 +355,7 @@ class _Supervisor:
 
     def _say_waiting(self, resources: dict[str, float]) -> None:
         need = resources["CPU"] * self._job.cluster.least_workers
-        free = connection.free_cpus()
+        free = free_cpus()
         if free < need:
             self._display.note(f"waiting for {need:g} CPUs: {free:g} of this Ray are free now")
 

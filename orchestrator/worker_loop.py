@@ -21,11 +21,12 @@ from ebm_core.errors import DivergenceError, EbmError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.rng import Shards, stream
 from ebm_core.trainer import TrainState, init_state, train_step
-from orchestrator.cluster.connection import adopt
+from orchestrator.cluster.environment import adopt
+from orchestrator.cluster.mailbox import gather
 from orchestrator.records.rows import Recorder, Row, is_logged, part_bytes, part_name, part_steps
 from orchestrator.records.scores import awaiting_scores
 from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
-from orchestrator.saving import BackgroundSaver, gather
+from orchestrator.saving import BackgroundSaver
 from orchestrator.settings.job import JobConfig, core_config, parse
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run, RunStore

@@ -3,24 +3,19 @@
 import contextlib
 import fcntl
 import logging
-import math
 import os
 import secrets
 import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayActorError
 
 from ebm_core.errors import EbmError
-from ebm_core.manifest import FileEntry
-from orchestrator.saving import Deposits
-from orchestrator.settings.job import JobConfig
 
 QUIET_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -34,15 +29,6 @@ QUIET_ENV = {
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
 """Set for the driver unless the environment has them; Ray hands its own on to the workers."""
-
-WORKER_ENV = {"GOMP_SPINCOUNT": "10000", "RAY_worker_niceness": "0"}
-"""Of the processes that train.
-
-How long threads that wait for each other spin before they sleep. Milliseconds of the digits step with 2 threads on
-two cores, alone, beside a process that uses a fifth of a core, and beside one that uses a whole core: by default (about
-300,000) 105, 126 and 919; with 10,000: 105, 128 and 442; with 1,000: 161 to 173, 188 and 228.
-
-Ray gives its workers a niceness of 15, so that whatever else runs goes before training: docs/results/performance.md."""
 
 
 class ClusterError(EbmError):
@@ -201,107 +187,6 @@ def first_line(why: BaseException) -> str:
     return lines[0] if lines else type(why).__name__
 
 
-class Sealed(Mapping[str, str]):
-    """Variables for `adopt` alone: to whatever shows, logs or writes down a job's data, this is an empty mapping.
-
-    On a Ray the values lie in its object store, so that even a pickle of this (Tune writes some) holds none of them.
-    """
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._held = ray.put(dict(values)) if ray.is_initialized() else dict(values)
-
-    def opened(self) -> dict[str, str]:
-        """The variables."""
-        return ray.get(self._held) if isinstance(self._held, ray.ObjectRef) else self._held
-
-    def __getitem__(self, name: str) -> str:
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-    def __repr__(self) -> str:
-        return "Sealed()"
-
-
-def storage_environment() -> Sealed:
-    """What boto3 reads from the environment. It travels sealed with the job's data: what Ray knows of a job, its
-    settings, its runtime environment and the configuration of its loop, Ray shows to all."""
-    return Sealed({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
-
-
-def adopt(environment: Mapping[str, str]) -> None:
-    """Take over the driver's variables in a worker; what the worker's own machine sets stays."""
-    values = environment.opened() if isinstance(environment, Sealed) else environment
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
-
-
-def worker_resources(job: JobConfig) -> dict[str, float]:
-    """What each worker reserves: its CPUs (null: the largest equal share) and, with cluster.use_gpu, its GPU or share.
-
-    Raises ClusterError when this Ray can never hold cluster.num_workers such workers, or cluster.min_workers where set:
-    an elastic job is laid out for as many as there is room for now.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpu, wanted = gpu_share(job), job.cluster.cpus_per_worker
-    room = sum(places(n, wanted or 1, gpu) for n in nodes)
-    workers = max(job.cluster.least_workers, min(job.cluster.num_workers, room))
-
-    def fits(cpus: int) -> bool:
-        return sum(places(n, cpus, gpu) for n in nodes) >= workers
-
-    most = int(max((n.get("CPU", 0) for n in nodes), default=0))
-    cpus = wanted or next((c for c in range(most, 0, -1) if fits(c)), 0)
-    if cpus == 0 or not fits(cpus):
-        total = {kind: sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU")}
-        asked = "num_workers" if job.cluster.min_workers is None else "min_workers"
-        need = f"{wanted or 1} CPU{f' and {gpu:g} GPU' if gpu else ''}"
-        raise ClusterError(
-            f"cluster.{asked} = {workers}: each needs {need}, this Ray has {total['CPU']:g} CPUs and "
-            f"{total['GPU']:g} GPUs on {len(nodes)} node{'s' if len(nodes) != 1 else ''}; ask for fewer or add nodes"
-        )
-    return {"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}
-
-
-def gpu_share(job: JobConfig) -> float:
-    """GPUs that each worker reserves: 0, 1 or a part of one."""
-    return job.cluster.gpus_per_worker if job.cluster.use_gpu else 0.0
-
-
-def places(node: Mapping[str, float], cpus: int, gpu: float) -> int:
-    """How many workers of so many CPUs and so much of one GPU a node holds. Ray never spreads a share over cards."""
-    room = int(node.get("CPU", 0) // cpus)
-    return min(room, int(node.get("GPU", 0)) * math.floor(1 / gpu + 1e-9)) if gpu else room
-
-
-def remove_orphaned_groups() -> int:
-    """Remove reservations of this Ray job whose maker is dead, and say how many.
-
-    Ray removes a reservation (placement group) with its maker only when the driver is gone as well. When workers of a
-    job die while their process group is being set up, Ray Train's controller leaves its reservation behind, and the
-    restarted job waits for CPUs that nobody uses. Trials of a sweep share a Ray job: their makers are alive, or a
-    driver, as of what Tune reserves, which Ray's table has as a dead actor without a name.
-    """
-    from ray._private.state import state
-    from ray.core.generated import gcs_pb2
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id()).binary()
-    table_data: Any = gcs_pb2
-    kind, removed = table_data.PlacementGroupTableData, 0
-    for packed in state._connect_and_get_accessor().get_placement_group_table():
-        group = kind.FromString(packed)
-        orphan = group.creator_actor_dead and group.creator_actor_id != ray.ActorID.nil().binary()
-        if group.creator_job_id == job and orphan and not group.is_detached and group.state != kind.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-            removed += 1
-    return removed
-
-
 def use_nodes_interface() -> None:
     """Have gloo and nccl use the interface of this node's address in Ray; settings of the user stay.
 
@@ -326,11 +211,6 @@ def is_shared() -> bool:
     return node is not None and not node.head
 
 
-def free_cpus() -> float:
-    """CPUs that nobody has reserved now."""
-    return ray.available_resources().get("CPU", 0.0)
-
-
 @contextlib.contextmanager
 def ray_session(address: str | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """A Ray for the length of a block; one that this process found running stays."""
@@ -341,53 +221,3 @@ def ray_session(address: str | None = None, say: Callable[[str], None] = lambda 
     finally:
         if not held:
             ray.shutdown()
-
-
-class Mailbox:
-    """What workers tell the driver, and whether the driver wants them to stop. An actor without CPUs."""
-
-    def __init__(self) -> None:
-        self._messages: list[tuple[str, Any]] = []
-        self._stop = False
-        self._deposits = Deposits()
-
-    def post(self, kind: str, payload: Any) -> None:
-        """Leave a message; kinds are `started`, `row`, `note`, `checkpoint`, `checkpoint_duration`
-        and `error`."""
-        self._messages.append((kind, payload))
-
-    def drain(self) -> list[tuple[str, Any]]:
-        """All messages since the last call, oldest first."""
-        messages, self._messages = self._messages, []
-        return messages
-
-    def request_stop(self) -> None:
-        """Ask the workers to store a checkpoint and leave."""
-        self._stop = True
-
-    def stop_requested(self) -> bool:
-        """What rank 0 asks between steps."""
-        return self._stop
-
-    def deposit(self, attempt: str, rank: int, entries: Sequence[FileEntry]) -> None:
-        """A rank has stored these files of a checkpoint."""
-        self._deposits.add(attempt, rank, entries)
-
-    def deposits(self, attempt: str) -> Mapping[int, list[FileEntry]]:
-        """What the ranks have stored of a checkpoint so far."""
-        return self._deposits.of(attempt)
-
-
-def open_mailbox() -> Any:
-    """A Mailbox actor on the driver's node. Raises ClusterError when it cannot live there."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
-    try:
-        ray.get(mailbox.drain.remote())
-    except RayActorError as why:
-        if "No module named" in str(why):
-            raise ClusterError("this Ray's nodes lack confab-ebm: install it on each and restart Ray") from None
-        raise ClusterError(f"this Ray cannot run our actors: {first_line(why)}") from None
-    return mailbox

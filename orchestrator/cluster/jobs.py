@@ -14,7 +14,7 @@ import os
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,7 +29,10 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ebm_core.errors import ConfigError
 from orchestrator.cluster.connection import ClusterError, first_line
+from orchestrator.cluster.jobs import Job
+from orchestrator.records import provenance
 from orchestrator.records.provenance import package_version, without_secrets
+from orchestrator.storage.run_store import RunStore
 
 PACKAGES = ("ebm_core", "workers", "orchestrator")
 STOP_WAIT_S = 55
@@ -260,3 +263,18 @@ def _one_line(address: str) -> Iterator[None]:
         raise ClusterError(f"no answer from {address}: check the address, and that the cluster's head runs") from None
     except (RuntimeError, ValueError, aiohttp.ClientError, requests.RequestException) as why:
         raise ClusterError(f"the cluster at {address}: {first_line(why)}") from None
+
+
+def lost_jobs(storage: str, known: Collection[str]) -> list[Job]:
+    """Jobs that the runs of a store remember and the cluster does not: history ends with a head node."""
+    store = RunStore(storage)
+    found = []
+    for name in store.runs():
+        for launch in provenance.launches(store.run(name)):
+            job = launch.get("job")
+            if not isinstance(job, str) or job in known:
+                continue
+            command = " ".join(["ebm", *map(str, launch.get("command", [])[1:])])
+            version = launch.get("packages", {}).get("confab-ebm")
+            found.append(Job(name, job, "LOST", launch.get("started"), None, version, command))
+    return sorted(found, key=lambda job: job.started or "", reverse=True)

@@ -10,7 +10,8 @@ from ray.train import RunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.cluster import connection
-from orchestrator.cluster.connection import ClusterError, places, worker_resources
+from orchestrator.cluster.connection import ClusterError
+from orchestrator.cluster.resources import places, worker_resources
 from orchestrator.evaluate import new_actor
 from orchestrator.exporter import open_exporter
 from orchestrator.fetch import FetchCheckpoint

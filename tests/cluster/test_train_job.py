@@ -25,7 +25,7 @@ from ebm_core.errors import CheckpointError, DivergenceError
 from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli
-from orchestrator.cluster import connection
+from orchestrator.cluster import connection, resources
 from orchestrator.records import runs, scores
 from orchestrator.records.rows import WALL_CLOCK, Row
 from orchestrator.score_job import Scorer
@@ -398,7 +398,7 @@ def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_
 
     ray.kill(dead)
     deadline = time.monotonic() + 30
-    while not (removed := connection.remove_orphaned_groups()) and time.monotonic() < deadline:
+    while not (removed := resources.remove_orphaned_groups()) and time.monotonic() < deadline:
         assert state(orphan) == "CREATED"  # Ray itself leaves it, as long as this process lives
         time.sleep(0.1)
     assert removed == 1
@@ -406,7 +406,7 @@ def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_
         time.sleep(0.1)
     assert (state(orphan), state(kept), state(own.id.hex())) == ("REMOVED", "CREATED", "CREATED")
     ray.kill(alive)
-    while not connection.remove_orphaned_groups():
+    while not resources.remove_orphaned_groups():
         time.sleep(0.1)
     ray.util.remove_placement_group(own)
 

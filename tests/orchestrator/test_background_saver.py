@@ -5,7 +5,8 @@ import pytest
 
 from ebm_core.manifest import FileEntry
 from orchestrator import saving
-from orchestrator.saving import BackgroundSaver, Deposits, gather
+from orchestrator.cluster.mailbox import Deposits, gather
+from orchestrator.saving import BackgroundSaver
 from orchestrator.storage.interface import StorageError
 
 PATIENCE_S = 30

@@ -16,8 +16,8 @@ from ebm_core.errors import ConfigError
 from orchestrator import cli
 from orchestrator.cluster import jobs as submit
 from orchestrator.cluster.connection import ClusterError
-from orchestrator.cluster.jobs import Job, Jobs, compare_versions
-from orchestrator.job_words import check_words, cloned_job, lost_jobs, resumed_job
+from orchestrator.cluster.jobs import Job, Jobs, compare_versions, lost_jobs
+from orchestrator.job_words import check_words, cloned_job, resumed_job
 from orchestrator.records import provenance, runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
