@@ -56,7 +56,7 @@ def train(preset: Preset, settings: Settings = None, address: Address = None) ->
     from orchestrator.settings.overrides import override
 
     job = override(job_preset(preset), settings or [])
-    from orchestrator.progress import open_display
+    from orchestrator.terminal.progress import open_display
     from orchestrator.train_job import run_training
 
     result = run_training(job, prefix=preset, address=address, display=open_display(job.train.num_steps))

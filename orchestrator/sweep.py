@@ -29,11 +29,11 @@ from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.ownership import OwnedError, Ownership
 from orchestrator.storage.run_store import RunStore
-from orchestrator.sweep_display import Quiet, SweepDisplay
 from orchestrator.sweep_plan import check_same
 from orchestrator.sweep_room import Room, find_room, num_trials
 from orchestrator.sweep_search import OptunaSuggester, PlannedSearch, RandomSuggester, Trials, asha, trial_of_row
 from orchestrator.sweep_trial import Launch, conclude, launch_tree, planned_of, planned_tree, run_trial
+from orchestrator.terminal.sweep_progress import Quiet, SweepDisplay
 from orchestrator.train_job import TrainingError, check_data, resolved
 
 DRIVER_RESOURCES = {"memory": 2.0**20}

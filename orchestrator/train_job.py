@@ -28,7 +28,6 @@ from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, wo
 from orchestrator.evaluate import check_weights
 from orchestrator.exporter import Link
 from orchestrator.metrics import Meter
-from orchestrator.progress import Display, Silent
 from orchestrator.records import catalogue, provenance, runs
 from orchestrator.records.scores import awaiting_scores, grid_key, read_scores, unscored
 from orchestrator.score_job import Scorer
@@ -36,6 +35,7 @@ from orchestrator.settings.job import JobConfig
 from orchestrator.settings.trees import check_resumable
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.terminal.progress import Display, Silent
 from orchestrator.worker_loop import average_gradients, train_loop_per_worker
 from workers.features.weights import Weights
 

@@ -22,10 +22,10 @@ from orchestrator.settings.overrides import override
 from orchestrator.storage.ownership import OwnedError
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import _Driver, run_sweep
-from orchestrator.sweep_display import Quiet
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_room import find_room
 from orchestrator.sweep_table import sweep_table
+from orchestrator.terminal.sweep_progress import Quiet
 from tests.cluster.test_train_job import ROOT, TINY, Killer, files_of, plain_loop
 
 pytestmark = [

@@ -8,8 +8,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.progress import time_left
 from orchestrator.records.rows import Row, number
+from orchestrator.terminal.progress import time_left
 
 
 class SweepDisplay(Protocol):
