@@ -6,7 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from orchestrator.cli_options import Address, Storage, open_console, print_table
+from orchestrator.cli_options import Address, Storage
+from orchestrator.terminal.tables import open_console, print_table
 
 
 def compose(

@@ -6,7 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from orchestrator.cli_options import Address, RunName, Storage, open_console, print_table
+from orchestrator.cli_options import Address, RunName, Storage
+from orchestrator.terminal.tables import open_console, print_table
 
 
 def evaluate(

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator.cli_options import RunName, Settings, Storage, open_console, show_result
+from orchestrator.cli_options import RunName, Settings, Storage, show_result
+from orchestrator.terminal.tables import open_console
 
 Dashboard = Annotated[
     Optional[str],  # noqa: UP045

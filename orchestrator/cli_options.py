@@ -1,10 +1,10 @@
 """Arguments and options that several commands share, and how tables are printed."""
 
-import sys
-from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Optional
 
 import typer
+
+from orchestrator.terminal.tables import open_console, print_table
 
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this form)
@@ -23,25 +23,6 @@ RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
 ]
 Storage = Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")]
-
-
-def open_console() -> Any:
-    """Where tables go: as wide as the terminal, 160 columns in a pipe."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table whose first column is text, the others numbers."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    open_console().print(table)
 
 
 def show_result(result: Any) -> None:

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator.cli_options import RunName, Storage, open_console, print_table
+from orchestrator.cli_options import RunName, Storage
+from orchestrator.terminal.tables import open_console, print_table
 
 app = typer.Typer(help="List and compare what is stored.", invoke_without_command=True)
 SHOWN = ("run", "data", "step", "state", "energy gap", "scores", "modified")
@@ -53,7 +54,7 @@ def _json_line(row: dict[str, Any]) -> str:
 def _show(found: list[Any]) -> None:
     from rich.table import Table
 
-    from orchestrator.records.rows import number
+    from orchestrator.terminal.tables import number
 
     table = Table(show_edge=False, pad_edge=False)
     for column in SHOWN:

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli_options import RunName, Storage, open_console, print_table
+from orchestrator.cli_options import RunName, Storage
+from orchestrator.terminal.tables import open_console, print_table
 
 
 def register(app: typer.Typer) -> None:

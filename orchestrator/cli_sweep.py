@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from orchestrator.cli_options import Address, Settings, open_console, print_table
+from orchestrator.cli_options import Address, Settings
+from orchestrator.terminal.tables import open_console, print_table
 
 if TYPE_CHECKING:
     from orchestrator.sweep_plan import SweepRequest

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.records import runs
-from orchestrator.records.rows import WALL_CLOCK, number
+from orchestrator.records.rows import WALL_CLOCK
 from orchestrator.records.scores import headline, read_scores
 from orchestrator.settings.trees import differences, flatten
 from orchestrator.storage.run_store import Run
+from orchestrator.terminal.tables import number
 
 Line = tuple[str, str, str]
 """What, of the first run, of the second."""

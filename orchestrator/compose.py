@@ -27,7 +27,8 @@ from orchestrator.fetch import FetchCheckpoint
 from orchestrator.settings.job import core_config, parse
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Document, Table
+from orchestrator.study import Document
+from orchestrator.terminal.tables import Table
 from workers.actor import composition_actor
 from workers.pictures import grids_png
 from workers.studies.composer import COMPOSED

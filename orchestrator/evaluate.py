@@ -23,7 +23,8 @@ from orchestrator.request import EvaluationRequest
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked, Document, Study, Table
+from orchestrator.study import Asked, Document, Study
+from orchestrator.terminal.tables import Table
 from workers.actor import evaluator_actor
 from workers.features.weights import KINDS, Weights
 from workers.metrics.registry import METRICS

@@ -3,7 +3,7 @@
 `study_ood.py`, `study_chains.py` and so on hold one each; STUDIES in `evaluate.py` lists them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from ebm_core.config import DataConfig
 from orchestrator.cluster.pool import Pool
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage.run_store import Run
+from orchestrator.terminal.tables import Table
 
 Document = dict[str, Any]
 """A result. What does not belong into its JSON is taken out by `store`."""
@@ -27,16 +28,6 @@ class Asked:
     trained: DataConfig
     run: Run
     folder: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for a person: its first column is text, the others numbers; `note` explains the columns."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 @dataclass(frozen=True)

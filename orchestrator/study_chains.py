@@ -8,7 +8,8 @@ from ebm_core.errors import CheckpointError
 from orchestrator.chain_progress import Progress, clear
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked, Document, Study, Table
+from orchestrator.study import Asked, Document, Study
+from orchestrator.terminal.tables import Table
 from workers.pictures import curves_png, grids_png, strip_png
 from workers.studies.chains import NUM_TIMES, Plan, Segment
 

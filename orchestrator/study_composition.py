@@ -10,7 +10,8 @@ from orchestrator.compose import GRID_IMAGES, draw
 from orchestrator.compose import tables as compose_tables
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked, Document, Study, Table
+from orchestrator.study import Asked, Document, Study
+from orchestrator.terminal.tables import Table
 from workers.pictures import grids_png
 from workers.studies.composer import AT_ONCE, COMPOSED
 

@@ -12,7 +12,8 @@ from ebm_core.config import DataConfig
 from ebm_core.errors import ConfigError
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked, Document, Study, Table
+from orchestrator.study import Asked, Document, Study
+from orchestrator.terminal.tables import Table
 from workers.studies import ood, ood_sets
 
 OOD_SHARD = 500

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from ebm_core.errors import EbmError
 from ebm_core.fast.engine import set_threads
 from ebm_core.profile import profile_step
-from orchestrator.cli_options import open_console, print_table
 from orchestrator.cluster.connection import ray_session
 from orchestrator.records.sweeps import PlannedTrial
 from orchestrator.search_space import draw_random, parse_space
@@ -16,6 +15,7 @@ from orchestrator.settings.overrides import override
 from orchestrator.sweep_plan import SweepPlan
 from orchestrator.sweep_room import Room, find_room, num_trials
 from orchestrator.sweep_search import trial_of_row, trial_of_search
+from orchestrator.terminal.tables import open_console, print_table
 from orchestrator.train_job import check_data, resolved
 
 STARTUP_S = 25.0

@@ -5,7 +5,6 @@ the same rows again, bit for bit.
 """
 
 import io
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -66,8 +65,6 @@ RUN_METRICS: dict[str, MetricName] = {
 WALL_CLOCK: tuple[str, ...] = ("device_memory", "time", "steps_per_s")
 """Columns that a resumed run does not repeat."""
 
-SHOWN: tuple[str, ...] = ("energy_gap", "loss", "cd", "opt", "entropy", "l2", "grad_norm")
-"""Columns of a line of progress, in order."""
 
 SCHEMA = pa.schema(
     [pa.field("step", pa.int64(), nullable=False)]
@@ -152,16 +149,3 @@ def training_seconds(rows: Mapping[str, Sequence[Any]]) -> float:
             taken = min(taken, max(time_s - last_time, 0.0))
         seconds, before, last_time = seconds + taken, step, time_s
     return seconds
-
-
-def line(row: Row, num_steps: int) -> str:
-    """A row as one line of text: step of total, rate, energy gap and each loss term."""
-    shown = "  ".join(f"{name} {number(row.get(name))}" for name in SHOWN if name in row)
-    return f"step {int(row['step'])}/{num_steps}  {row['steps_per_s']:.1f} steps/s  {shown}"
-
-
-def number(value: float | None) -> str:
-    """Four significant digits; a dash for an absent value."""
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if math.isfinite(value) else str(value)

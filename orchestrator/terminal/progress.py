@@ -9,7 +9,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from orchestrator.records.rows import SHOWN, Row, line, number
+from orchestrator.records.rows import Row
+from orchestrator.terminal.tables import SHOWN, line, number
 
 LINE_EVERY_S = 10.0
 """Seconds between lines where the output is no terminal."""

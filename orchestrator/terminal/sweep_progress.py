@@ -8,8 +8,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.records.rows import Row, number
+from orchestrator.records.rows import Row
 from orchestrator.terminal.progress import time_left
+from orchestrator.terminal.tables import number
 
 
 class SweepDisplay(Protocol):

@@ -19,10 +19,10 @@ from ebm_core.data import load
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.trainer import init_state
 from orchestrator import cli, study_ood
-from orchestrator.cli_options import print_table
 from orchestrator.request import EvaluationRequest
 from orchestrator.storage.run_store import RunStore
 from orchestrator.study import Asked
+from orchestrator.terminal.tables import print_table
 from workers.evaluator import Evaluator
 from workers.ood import main as scores_again
 from workers.studies import ood, ood_sets
@@ -111,7 +111,7 @@ def test_the_tables_are_whole_at(plain, width, capsys, monkeypatch):
     document = ood.report(columns, ood.PUBLISHED) | {
         "protocol": {"name": "paper_code"}, "dataset": "cifar10", "seed": 0, "num_inside": 10_000
     }  # fmt: skip
-    monkeypatch.setattr("orchestrator.cli_options.open_console", lambda: Console(width=width, highlight=False))
+    monkeypatch.setattr("orchestrator.terminal.tables.open_console", lambda: Console(width=width, highlight=False))
     shown = study_ood.tables(document, 20_000)
     for table in shown:
         print_table(table.title, table.columns, table.rows)

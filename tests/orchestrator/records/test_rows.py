@@ -10,12 +10,12 @@ from orchestrator.records.rows import (
     Recorder,
     Row,
     is_logged,
-    line,
     part_bytes,
     part_name,
     part_steps,
     read_parts,
 )
+from orchestrator.terminal.tables import line
 
 
 def rows_of(steps: list[int]) -> list[Row]:
