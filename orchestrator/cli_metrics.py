@@ -17,7 +17,7 @@ def metrics_config(
 
     Example: ebm metrics config > prometheus.yml
     """
-    from orchestrator.metrics import scrape_config
+    from orchestrator.monitoring.values import scrape_config
 
     print(scrape_config(temp_dir, rules), end="")
 
@@ -25,7 +25,7 @@ def metrics_config(
 @metrics_app.command("list")
 def metrics_list(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the metrics that runs export."""
-    from orchestrator.metrics import described
+    from orchestrator.monitoring.values import described
 
     found = described()
     if json_:

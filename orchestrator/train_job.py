@@ -26,8 +26,8 @@ from ebm_core.errors import DivergenceError, EbmError
 from orchestrator.cluster import connection, environment, mailbox
 from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, worker_resources
 from orchestrator.evaluate import check_weights
-from orchestrator.exporter import Link
-from orchestrator.metrics import Meter
+from orchestrator.monitoring.exporter import Link
+from orchestrator.monitoring.values import Meter
 from orchestrator.records import catalogue, provenance, runs
 from orchestrator.records.scores import awaiting_scores, grid_key, read_scores, unscored
 from orchestrator.score_job import Scorer

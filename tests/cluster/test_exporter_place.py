@@ -3,7 +3,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.exporter import open_exporter
+from orchestrator.monitoring.exporter import open_exporter
 
 
 @pytest.mark.cluster

@@ -13,8 +13,8 @@ from orchestrator.cluster import connection
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.resources import places, worker_resources
 from orchestrator.evaluate import new_actor
-from orchestrator.exporter import open_exporter
 from orchestrator.fetch import FetchCheckpoint
+from orchestrator.monitoring.exporter import open_exporter
 from orchestrator.request import EvaluationRequest
 from orchestrator.settings.job import JobConfig, job_preset
 from orchestrator.settings.overrides import override

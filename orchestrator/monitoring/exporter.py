@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from orchestrator.metrics import Sample
+from orchestrator.monitoring.values import Sample
 
 NAME, NAMESPACE = "ebm-exporter", "ebm"
 SD_FILE = "ebm_metrics_service_discovery.json"

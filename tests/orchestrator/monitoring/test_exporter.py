@@ -10,15 +10,22 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator import exporter as exporter_module
-from orchestrator import metrics
-from orchestrator.exporter import SD_FILE, Exporter
-from orchestrator.metrics import EXPORTED, Meter, Sample, described, exported_name, scrape_config
+from orchestrator.monitoring import exporter as exporter_module
+from orchestrator.monitoring.exporter import SD_FILE, Exporter
+from orchestrator.monitoring.values import (
+    EXPORTED,
+    SEND_EVERY_S,
+    Meter,
+    Sample,
+    described,
+    exported_name,
+    scrape_config,
+)
 from orchestrator.records.rows import METRIC_NAMES, RUN_METRICS, Row
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -170,4 +177,4 @@ def test_an_unwatched_run_costs_nothing():
     meter.row(whole_row())
     meter.tick()
     meter.close(diverged=True)
-    assert metrics.SEND_EVERY_S > 0
+    assert SEND_EVERY_S > 0
