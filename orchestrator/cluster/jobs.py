@@ -29,7 +29,6 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ebm_core.errors import ConfigError
 from orchestrator.cluster.connection import ClusterError, first_line
-from orchestrator.cluster.jobs import Job
 from orchestrator.records import provenance
 from orchestrator.records.provenance import package_version, without_secrets
 from orchestrator.storage.run_store import RunStore

@@ -1,4 +1,4 @@
-"""The actor between driver and workers: messages one way, the wish to stop the other, and who has stored which files."""
+"""The actor between driver and workers: messages one way, the wish to stop the other; who has stored which files."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,6 @@ from ray.exceptions import RayActorError
 
 from ebm_core.manifest import FileEntry
 from orchestrator.cluster.connection import ClusterError, first_line
-from orchestrator.cluster.mailbox import Deposits
 
 
 class Mailbox:
