@@ -66,10 +66,10 @@ def actors(rounds: int) -> Iterator[Row]:
     from orchestrator.cluster.connection import start_ray
     from orchestrator.cluster.environment import storage_environment
     from orchestrator.cluster.pool import Pool
-    from orchestrator.evaluate import new_actor, score
-    from orchestrator.fetch import FetchCheckpoint
-    from orchestrator.request import EvaluationRequest
-    from orchestrator.study import Asked
+    from orchestrator.evaluation.actors import FetchCheckpoint
+    from orchestrator.evaluation.evaluate import new_actor, score
+    from orchestrator.evaluation.request import EvaluationRequest
+    from orchestrator.evaluation.study import Asked
     from workers.features.weights import Weights
 
     with tempfile.TemporaryDirectory(prefix="ebm-bench-") as folder:

@@ -114,7 +114,7 @@ def sample(
     storage: Storage = "./runs",
 ) -> None:
     """Draw images from the averaged (EMA) model of a stored run."""
-    from orchestrator.sample import draw_grid
+    from orchestrator.evaluation.sample import draw_grid
 
     print(draw_grid(run, storage=storage, count=count, out=out, seed=seed, step=checkpoint, num_steps=steps))
 

@@ -55,8 +55,8 @@ def compose(
 
     Example: ebm compose shapes:cube sides:left=1 --op and --out cube-left.png
     """
-    from orchestrator.compose import ComposeRequest, tables
-    from orchestrator.compose import compose as run_composition
+    from orchestrator.evaluation.compose import ComposeRequest, tables
+    from orchestrator.evaluation.compose import compose as run_composition
 
     request = ComposeRequest(
         concepts=tuple(concepts),

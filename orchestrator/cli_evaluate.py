@@ -61,8 +61,9 @@ def evaluate(
 
     Example: ebm evaluate digits-0001 --metrics fid_small,kid_small,ood --ood interpolation --ood noise
     """
-    from orchestrator.evaluate import EvaluationRequest, tables
-    from orchestrator.evaluate import evaluate as score
+    from orchestrator.evaluation.evaluate import evaluate as score
+    from orchestrator.evaluation.evaluate import tables
+    from orchestrator.evaluation.request import EvaluationRequest
     from orchestrator.storage.commits import step_name
     from workers.features.weights import Weights
 

@@ -16,11 +16,11 @@ import ray
 
 from ebm_core.errors import ConfigError, DivergenceError, EbmError
 from orchestrator.cluster.environment import adopt
+from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.records import provenance, runs
 from orchestrator.records.rows import WALL_CLOCK, Row, training_seconds
 from orchestrator.records.scores import grid_key, headline, lacking_scores, read_scores, unscored
 from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, TrialResult, TrialState
-from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, parse
 from orchestrator.storage.commits import parse_step_name
 from orchestrator.storage.run_store import Run, RunStore

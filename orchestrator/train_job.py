@@ -25,12 +25,12 @@ from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import DivergenceError, EbmError
 from orchestrator.cluster import connection, environment, mailbox
 from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, worker_resources
-from orchestrator.evaluate import check_weights
+from orchestrator.evaluation.beside_training import Scorer
+from orchestrator.evaluation.evaluate import check_weights
 from orchestrator.monitoring.exporter import Link
 from orchestrator.monitoring.values import Meter
 from orchestrator.records import catalogue, provenance, runs
 from orchestrator.records.scores import awaiting_scores, grid_key, read_scores, unscored
-from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.trees import check_resumable
 from orchestrator.storage.interface import StorageError

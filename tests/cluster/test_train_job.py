@@ -26,9 +26,9 @@ from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
 from orchestrator import cli
 from orchestrator.cluster import connection, resources
+from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.records import runs, scores
 from orchestrator.records.rows import WALL_CLOCK, Row
-from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore

@@ -19,7 +19,8 @@ from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.pool import Pool
-from orchestrator.evaluate import STUDIES, EvaluationRequest, evaluate, tables
+from orchestrator.evaluation.evaluate import STUDIES, evaluate, tables
+from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.records import provenance, runs, scores
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override

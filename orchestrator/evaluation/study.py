@@ -9,7 +9,7 @@ from typing import Any
 
 from ebm_core.config import DataConfig
 from orchestrator.cluster.pool import Pool
-from orchestrator.request import EvaluationRequest
+from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
 

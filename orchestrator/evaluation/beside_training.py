@@ -12,14 +12,14 @@ from ebm_core.errors import EbmError
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.environment import storage_environment
 from orchestrator.cluster.pool import Pool
-from orchestrator.evaluate import new_actor, results_folder, score, store_results
-from orchestrator.fetch import FetchCheckpoint
+from orchestrator.evaluation.actors import FetchCheckpoint
+from orchestrator.evaluation.evaluate import new_actor, results_folder, score, store_results
+from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.evaluation.study import Asked
 from orchestrator.records.scores import ema_grid_key, headline, is_scored, unscored
-from orchestrator.request import EvaluationRequest
 from orchestrator.settings.job import JobConfig, core_config
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked
 from workers.features.weights import Weights
 
 ATTEMPTS = 2

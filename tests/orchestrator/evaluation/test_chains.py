@@ -13,16 +13,16 @@ import torch
 
 from ebm_core.config import TrainConfig
 from ebm_core.errors import CheckpointError
-from orchestrator.chain_progress import FOLDER, Progress, clear
-from orchestrator.request import EvaluationRequest
+from orchestrator.evaluation.chain_progress import FOLDER, Progress, clear
+from orchestrator.evaluation.chains import STUDY, measure, plan_of
+from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.evaluation.study import Asked
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.study import Asked
-from orchestrator.study_chains import STUDY, measure, plan_of
-from tests.orchestrator.test_evaluate import STEP, store_run
+from tests.orchestrator.evaluation.test_evaluate import STEP, store_run
 from tests.workers.conftest import Quadratic, settings
 from workers.studies import chains
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PLACE = f"evaluations/step-{STEP:09d}"
 
 
@@ -154,7 +154,7 @@ def test_a_driver_killed_in_the_middle_is_continued_by_the_next(cluster, tmp_pat
         first.wait()
     kept = {info.key: run.read_bytes(info.key) for info in run.list(f"{PLACE}/{FOLDER}/")}
     assert 3 <= len(kept) < 2 * (chains.NUM_TIMES + 1)
-    from orchestrator.evaluate import evaluate
+    from orchestrator.evaluation.evaluate import evaluate
 
     request = EvaluationRequest(metrics=("chains",), num_chains=4, chain_steps=60, descent_steps=20, num_actors=1)
     evaluate("tiny", request, storage=str(tmp_path / "runs"))

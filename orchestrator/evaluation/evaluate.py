@@ -12,18 +12,18 @@ import ray
 
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator import study_chains, study_composition, study_ood
 from orchestrator.cluster.connection import ClusterError, start_ray
 from orchestrator.cluster.environment import WORKER_ENV, storage_environment
 from orchestrator.cluster.pool import Pool, Say, Take
-from orchestrator.fetch import FetchCheckpoint
+from orchestrator.evaluation import chains, composition, ood
+from orchestrator.evaluation.actors import FetchCheckpoint
+from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.records import catalogue
 from orchestrator.records.scores import score_rows, shown_name
-from orchestrator.request import EvaluationRequest
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked, Document, Study
 from orchestrator.terminal.tables import Table
 from workers.actor import evaluator_actor
 from workers.features.weights import KINDS, Weights
@@ -33,9 +33,9 @@ from workers.scoring import Calls, check_request, score_all
 __all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]
 
 STUDIES: dict[str, Study] = {
-    "ood": study_ood.STUDY,
-    "chains": study_chains.STUDY,
-    "composition": study_composition.STUDY,
+    "ood": ood.STUDY,
+    "chains": chains.STUDY,
+    "composition": composition.STUDY,
 }
 """What can be asked for beside METRICS."""
 

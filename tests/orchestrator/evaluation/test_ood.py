@@ -18,10 +18,11 @@ from ebm_core.config import TrainConfig
 from ebm_core.data import load
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.trainer import init_state
-from orchestrator import cli, study_ood
-from orchestrator.request import EvaluationRequest
+from orchestrator import cli
+from orchestrator.evaluation import ood as study_ood
+from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.evaluation.study import Asked
 from orchestrator.storage.run_store import RunStore
-from orchestrator.study import Asked
 from orchestrator.terminal.tables import print_table
 from workers.evaluator import Evaluator
 from workers.ood import main as scores_again
@@ -177,7 +178,7 @@ def test_the_command_names_weights_and_data_and_how_to_score_again(plain, tmp_pa
         given.append((where, request))
         return run, STEP, {"ood": document}
 
-    monkeypatch.setattr("orchestrator.evaluate.evaluate", score)
+    monkeypatch.setattr("orchestrator.evaluation.evaluate.evaluate", score)
     arguments = [
         "evaluate",
         "tiny",

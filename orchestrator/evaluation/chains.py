@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from ebm_core.errors import CheckpointError
-from orchestrator.chain_progress import Progress, clear
-from orchestrator.request import EvaluationRequest
+from orchestrator.evaluation.chain_progress import Progress, clear
+from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked, Document, Study
 from orchestrator.terminal.tables import Table
 from workers.pictures import curves_png, grids_png, strip_png
 from workers.studies.chains import NUM_TIMES, Plan, Segment

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from ebm_core.config import DataConfig
 from ebm_core.errors import ConfigError
-from orchestrator.request import EvaluationRequest
+from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked, Document, Study
 from orchestrator.terminal.tables import Table
 from workers.studies import ood, ood_sets
 

@@ -23,11 +23,11 @@ from ebm_core.types import Pixels
 from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import WORKER_ENV, storage_environment
 from orchestrator.cluster.pool import Pool, Say
-from orchestrator.fetch import FetchCheckpoint
+from orchestrator.evaluation.actors import FetchCheckpoint
+from orchestrator.evaluation.study import Document
 from orchestrator.settings.job import core_config, parse
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Document
 from orchestrator.terminal.tables import Table
 from workers.actor import composition_actor
 from workers.pictures import grids_png

@@ -12,12 +12,13 @@ from ebm_core import checkpoint
 from ebm_core.errors import DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import score_job, train_job
+from orchestrator import train_job
 from orchestrator.cluster.connection import ClusterError
-from orchestrator.evaluate import check_weights
+from orchestrator.evaluation import beside_training
+from orchestrator.evaluation.beside_training import Scorer
+from orchestrator.evaluation.evaluate import check_weights
 from orchestrator.records import scores
 from orchestrator.records.scores import awaiting_scores, unscored
-from orchestrator.score_job import Scorer
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.interface import StorageError
@@ -72,7 +73,7 @@ def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """(run, job) and a scorer of it that has come to rest after it was offered some steps."""
     run = RunStore(str(tmp_path)).run("run")
     monkeypatch.setattr(Here, "made", 0)
-    monkeypatch.setattr(score_job, "Pool", lambda make, num_actors, say: Here(run))
+    monkeypatch.setattr(beside_training, "Pool", lambda make, num_actors, say: Here(run))
 
     def work(settings: JobConfig, *steps: int) -> list[str]:
         scorer = Scorer(settings, run)

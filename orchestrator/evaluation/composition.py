@@ -6,11 +6,11 @@ from typing import Any
 
 from ebm_core.config import DataConfig
 from ebm_core.errors import ConfigError
-from orchestrator.compose import GRID_IMAGES, draw
-from orchestrator.compose import tables as compose_tables
-from orchestrator.request import EvaluationRequest
+from orchestrator.evaluation.compose import GRID_IMAGES, draw
+from orchestrator.evaluation.compose import tables as compose_tables
+from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.storage.run_store import Run
-from orchestrator.study import Asked, Document, Study
 from orchestrator.terminal.tables import Table
 from workers.pictures import grids_png
 from workers.studies.composer import AT_ONCE, COMPOSED

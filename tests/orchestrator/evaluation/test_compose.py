@@ -19,9 +19,10 @@ from ebm_core.errors import CheckpointError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator import cli
-from orchestrator.compose import ComposeRequest, compose, tables
-from orchestrator.evaluate import EvaluationRequest, evaluate
-from orchestrator.evaluate import tables as evaluate_tables
+from orchestrator.evaluation.compose import ComposeRequest, compose, tables
+from orchestrator.evaluation.evaluate import evaluate
+from orchestrator.evaluation.evaluate import tables as evaluate_tables
+from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.records import runs, scores
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
@@ -183,7 +184,7 @@ def test_an_address_where_no_ray_answers_is_one_line(root: Path, tmp_path: Path)
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", *words],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
         timeout=250,
