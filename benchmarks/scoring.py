@@ -66,8 +66,8 @@ def actors(rounds: int) -> Iterator[Row]:
     from orchestrator.cluster.connection import start_ray
     from orchestrator.cluster.environment import storage_environment
     from orchestrator.cluster.pool import Pool
-    from orchestrator.evaluation.actors import FetchCheckpoint
-    from orchestrator.evaluation.evaluate import new_actor, score
+    from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
+    from orchestrator.evaluation.evaluate import score
     from orchestrator.evaluation.request import EvaluationRequest
     from orchestrator.evaluation.study import Asked
     from workers.features.weights import Weights

@@ -25,8 +25,8 @@ from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import DivergenceError, EbmError
 from orchestrator.cluster import connection, environment, mailbox
 from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, worker_resources
+from orchestrator.evaluation.actors import check_weights
 from orchestrator.evaluation.beside_training import Scorer
-from orchestrator.evaluation.evaluate import check_weights
 from orchestrator.monitoring.exporter import Link
 from orchestrator.monitoring.values import Meter
 from orchestrator.records import catalogue, provenance, runs

@@ -12,8 +12,8 @@ from ebm_core.errors import EbmError
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.environment import storage_environment
 from orchestrator.cluster.pool import Pool
-from orchestrator.evaluation.actors import FetchCheckpoint
-from orchestrator.evaluation.evaluate import new_actor, results_folder, score, store_results
+from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
+from orchestrator.evaluation.evaluate import results_folder, score, store_results
 from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.evaluation.study import Asked
 from orchestrator.records.scores import ema_grid_key, headline, is_scored, unscored

@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import ray
-
 from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import CheckpointError, ConfigError
-from orchestrator.cluster.connection import ClusterError, start_ray
-from orchestrator.cluster.environment import WORKER_ENV, storage_environment
+from orchestrator.cluster.connection import start_ray
+from orchestrator.cluster.environment import storage_environment
 from orchestrator.cluster.pool import Pool, Say, Take
 from orchestrator.evaluation import chains, composition, ood
-from orchestrator.evaluation.actors import FetchCheckpoint
+from orchestrator.evaluation.actors import FetchCheckpoint, _num_actors, check_weights, new_actor
 from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.records import catalogue
@@ -25,8 +23,7 @@ from orchestrator.storage.commits import step_name
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
-from workers.actor import evaluator_actor
-from workers.features.weights import KINDS, Weights
+from workers.features.weights import Weights
 from workers.metrics.registry import METRICS
 from workers.scoring import Calls, check_request, score_all
 
@@ -140,16 +137,6 @@ def check_names(metrics: Sequence[str], setting: str = "--metrics") -> None:
             raise ConfigError(f"{setting} {name}: unknown; known: {known}")
 
 
-def check_weights(metrics: Sequence[str], weights: Weights) -> None:
-    """Refuse scores whose extractor is not installed on this machine, before anything starts."""
-    for name in metrics:
-        kind = {"inception": "inception", "medium": "mobilenet"}.get(
-            getattr(METRICS.get(name), "extractor", None) or ""
-        )
-        if kind in KINDS:
-            weights.check(kind)
-
-
 def _studies(request: EvaluationRequest) -> dict[str, Study]:
     return {name: study for name, study in STUDIES.items() if name in request.metrics}
 
@@ -161,22 +148,3 @@ def _choose_step(run: Run, step: int | None) -> int:
     if step is not None and step not in stored:
         raise ConfigError(f"--checkpoint {step}: run {run.name} has {', '.join(map(str, sorted(stored)))}")
     return max(stored) if step is None else step
-
-
-def new_actor(fetch: FetchCheckpoint, request: EvaluationRequest, weights: Weights, num_cpus: float = 1) -> Any:
-    """An actor that scores checkpoints of one run, with a GPU of its own where the request asks for it."""
-    actor = evaluator_actor(num_cpus=num_cpus, num_gpus=1 if request.use_gpu else 0)
-    options = {"num_reference": request.num_reference, "weights": weights}
-    outside = "DEFAULT"  # of what a sweep's trial has reserved for itself: there is no GPU in it
-    return actor.options(runtime_env={"env_vars": WORKER_ENV}, scheduling_strategy=outside).remote(fetch, None, options)
-
-
-def _num_actors(request: EvaluationRequest) -> int:
-    kind = "GPU" if request.use_gpu else "CPU"
-    most = int(ray.cluster_resources().get(kind, 0))
-    wanted = request.num_actors or max(1, most)
-    if wanted > most:
-        raise ClusterError(
-            f"--actors {wanted}: this Ray has {most} {kind}s, one for each actor; use fewer or add nodes"
-        )
-    return wanted

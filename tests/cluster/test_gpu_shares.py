@@ -12,8 +12,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from orchestrator.cluster import connection
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.resources import places, worker_resources
-from orchestrator.evaluation.actors import FetchCheckpoint
-from orchestrator.evaluation.evaluate import new_actor
+from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
 from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.monitoring.exporter import open_exporter
 from orchestrator.settings.job import JobConfig, job_preset

@@ -15,8 +15,8 @@ from ebm_core.trainer import init_state
 from orchestrator import train_job
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.evaluation import beside_training
+from orchestrator.evaluation.actors import check_weights
 from orchestrator.evaluation.beside_training import Scorer
-from orchestrator.evaluation.evaluate import check_weights
 from orchestrator.records import scores
 from orchestrator.records.scores import awaiting_scores, unscored
 from orchestrator.settings.job import JobConfig, core_config, job_preset
