@@ -33,10 +33,10 @@ def report(
     Example: ebm report digits-0001 --out digits.html
     """
     from ebm_core.errors import ConfigError
-    from orchestrator.report import follow, named_runs, write_report
+    from orchestrator.reports.write import follow, named_runs, write_report
 
     if tensorboard is not None:
-        from orchestrator.tensorboard import write_events
+        from orchestrator.reports.tensorboard import write_events
 
         if live or out is not None:
             raise ConfigError("--tensorboard writes event files and no page: leave out --live and --out")

@@ -73,7 +73,7 @@ def compare(first: RunName, second: RunName, storage: Storage = "./runs") -> Non
 
     Example: ebm runs compare digits-0001 digits-0002
     """
-    from orchestrator.compare import compare as side_by_side
+    from orchestrator.reports.differences import compare as side_by_side
     from orchestrator.storage.find import open_run
 
     found = side_by_side(open_run(first, storage), open_run(second, storage))

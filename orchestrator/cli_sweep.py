@@ -68,8 +68,8 @@ def sweep(
 
         show_dry_run(plan, base, concurrent, address)
         return
+    from orchestrator.reports.sweep_table import links, sweep_table
     from orchestrator.sweep import run_sweep
-    from orchestrator.sweep_table import links, sweep_table
     from orchestrator.terminal.sweep_progress import open_sweep_display
 
     display = open_sweep_display(plan.mode)

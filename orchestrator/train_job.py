@@ -132,7 +132,7 @@ def _run_training(
 
 def _leave_page(run: Run, display: Display) -> str | None:
     """However the job ended: a diverged or interrupted run has its page too."""
-    from orchestrator.report import leave_page
+    from orchestrator.reports.write import leave_page
 
     return leave_page(run, display.note)
 

@@ -40,9 +40,9 @@ BANDIT: dict[tuple[str, str], str] = {
     ("B404", "benchmarks/*"): "programs that measure start programs",
     ("B603", "ebm_core/fast/native.py"): "fixed options, without a shell; $CXX is the user's own, as for torch.compile",
     ("B603", "benchmarks/*"): "fixed commands, without a shell",
-    ("B704", "orchestrator/report_charts.py"): "drawings of ours; every text in them is escaped before",
-    ("B704", "orchestrator/report_page.py"): "our style sheet, without any value of a run",
-    ("B704", "orchestrator/report_parallel.py"): "drawings of ours; every text in them is escaped before",
+    ("B704", "orchestrator/reports/charts.py"): "drawings of ours; every text in them is escaped before",
+    ("B704", "orchestrator/reports/page.py"): "our style sheet, without any value of a run",
+    ("B704", "orchestrator/reports/parallel.py"): "drawings of ours; every text in them is escaped before",
 }
 """{(test, file): reason}; * stands for any file, alone or below a package."""
 

@@ -16,7 +16,8 @@ from ebm_core.errors import ConfigError
 from orchestrator.cluster import connection
 from orchestrator.records import catalogue, scores
 from orchestrator.records.sweeps import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, without_cost
-from orchestrator.report_sweep import sweep_page
+from orchestrator.reports.sweep_page import sweep_page
+from orchestrator.reports.sweep_table import sweep_table
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.ownership import OwnedError
@@ -24,7 +25,6 @@ from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import _Driver, run_sweep
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_room import find_room
-from orchestrator.sweep_table import sweep_table
 from orchestrator.terminal.sweep_progress import Quiet
 from tests.cluster.test_train_job import ROOT, TINY, Killer, files_of, plain_loop
 

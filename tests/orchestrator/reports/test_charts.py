@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from orchestrator.report_axes import Axis, log_ticks, nice_ticks, tick_text
-from orchestrator.report_charts import FRAMES, Chart, Mark, Series, draw, thin
-from orchestrator.report_parallel import Line, Scale, draw_parallel
+from orchestrator.reports.axes import Axis, log_ticks, nice_ticks, tick_text
+from orchestrator.reports.charts import FRAMES, Chart, Mark, Series, draw, thin
+from orchestrator.reports.parallel import Line, Scale, draw_parallel
 
 
 def test_ticks_are_round_and_inside():

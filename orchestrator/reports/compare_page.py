@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator import report_figures as figures
 from orchestrator.records.rows import METRIC_NAMES
-from orchestrator.report_charts import NUM_COLORS, Band, Chart, Level, Mark, Series
-from orchestrator.report_data import NOT_COMPARED, RunData, gather
-from orchestrator.report_page import render
-from orchestrator.report_pictures import IMAGE_BUDGET, Picture, last_grid
-from orchestrator.report_run import Tile, duration, score_table, stability_tile
+from orchestrator.reports import figures as figures
+from orchestrator.reports.charts import NUM_COLORS, Band, Chart, Level, Mark, Series
+from orchestrator.reports.page import render
+from orchestrator.reports.pictures import IMAGE_BUDGET, Picture, last_grid
+from orchestrator.reports.run_data import NOT_COMPARED, RunData, gather
+from orchestrator.reports.run_page import Tile, duration, score_table, stability_tile
 from orchestrator.storage.run_store import Run
 
 CURVES = {"loss": "Loss", "grad_norm": "Gradient norm", "steps_per_s": "Rate"}

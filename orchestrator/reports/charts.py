@@ -11,7 +11,7 @@ from itertools import count
 
 from markupsafe import Markup, escape
 
-from orchestrator.report_axes import Axis, tick_text
+from orchestrator.reports.axes import Axis, tick_text
 
 NUM_COLORS = 6
 MAX_POINTS = 400

@@ -10,7 +10,7 @@ from itertools import count
 
 from markupsafe import Markup, escape
 
-from orchestrator.report_axes import Axis, tick_text
+from orchestrator.reports.axes import Axis, tick_text
 
 _ids = count()
 MAX_NAMES = 12

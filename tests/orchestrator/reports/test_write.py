@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from ebm_core.errors import ConfigError
-from orchestrator import report, report_data, report_pictures
 from orchestrator.records.rows import part_bytes, part_name
-from orchestrator.report import follow, leave_page, write_report
-from orchestrator.report_run import run_page, stability_tile
-from orchestrator.report_sweep import MAX_GRIDS, gather_sweep, grid_table, sweep_html
+from orchestrator.reports import compare_page, pictures, run_data, sweep_page, write
+from orchestrator.reports.run_page import run_page, stability_tile
+from orchestrator.reports.sweep_data import gather_sweep
+from orchestrator.reports.sweep_page import MAX_GRIDS, grid_table, sweep_html
+from orchestrator.reports.write import follow, leave_page, write_report
 from orchestrator.storage.run_store import RunStore
 from tests.orchestrator import stored_runs
 from tests.orchestrator.stored_runs import store_run, store_sweep
@@ -40,7 +41,7 @@ def text_of(page: str) -> str:
 
 
 def test_gathering_gives_back_what_training_stored(tmp_path: Path):
-    data = report_data.gather(store_run(tmp_path, settings=["optimizer.lr=0.5"]))
+    data = run_data.gather(store_run(tmp_path, settings=["optimizer.lr=0.5"]))
     assert (data.state, data.step, data.num_steps, data.preset) == ("finished", 200, 200, "digits")
     assert data.rows["step"] == [1, *range(10, 201, 10)]
     assert data.rows["energy_gap"] == [row["energy_gap"] for row in stored_runs.rows_of(200)]
@@ -57,12 +58,12 @@ def test_cost_is_time_between_rows_times_workers_times_their_cpus():
     # 5 steps a second: 200 steps are 40 s; a pause of an hour between two rows is not training
     rows = {name: [row[name] for row in stored_runs.rows_of(200)] for name in ("step", "time", "steps_per_s")}
     rows["time"] = [t + (3600 if step > 100 else 0) for t, step in zip(rows["time"], rows["step"], strict=True)]
-    cost = report_data.measure_cost(rows, {"cluster.num_workers": 2}, [{"hardware": {"cpus": 8}}])
+    cost = run_data.measure_cost(rows, {"cluster.num_workers": 2}, [{"hardware": {"cpus": 8}}])
     assert cost.train_s == pytest.approx(40.0)
     assert cost.hours == pytest.approx(40.0 / 3600 * 2 * 4)
-    gpu = report_data.measure_cost(rows, {"cluster.num_workers": 2, "cluster.use_gpu": True}, [])
+    gpu = run_data.measure_cost(rows, {"cluster.num_workers": 2, "cluster.use_gpu": True}, [])
     assert (gpu.unit, gpu.hours) == ("GPU-hours", pytest.approx(80.0 / 3600))
-    quarter = report_data.measure_cost(rows, {"cluster.use_gpu": True, "cluster.gpus_per_worker": 0.25}, [])
+    quarter = run_data.measure_cost(rows, {"cluster.use_gpu": True, "cluster.gpus_per_worker": 0.25}, [])
     assert quarter.hours == pytest.approx(10.0 / 3600)
 
 
@@ -71,12 +72,12 @@ def test_a_later_launch_is_marked_where_its_first_row_is(tmp_path: Path):
     first = stored_runs.first_launch()
     later = first | {"started": "2025-10-09T08:53:50.500000+00:00"}  # 30.5 s after the start, at 5 steps a second
     run.write_json("provenance.json", {"launches": [first, later]})
-    assert report_data.gather(run).resumed_at == [160]
+    assert run_data.gather(run).resumed_at == [160]
 
 
 def test_a_diverged_run_is_told_unstable_where_it_happened(tmp_path: Path):
     run = store_run(tmp_path, broken=True)
-    data = report_data.gather(run)
+    data = run_data.gather(run)
     assert (data.state, data.diverged_at) == ("diverged", 200)
     assert (stability_tile(data).value, stability_tile(data).kind) == ("unstable", "bad")
     text = text_of(run_page(run))
@@ -86,10 +87,10 @@ def test_a_diverged_run_is_told_unstable_where_it_happened(tmp_path: Path):
 
 def test_a_run_that_comes_near_the_limit_is_not_called_stable(tmp_path: Path):
     run = store_run(tmp_path)
-    assert stability_tile(report_data.gather(run)).value == "stable"
+    assert stability_tile(run_data.gather(run)).value == "stable"
     row = {"step": 210, "running_gap": -0.51, "time": 0.0, "steps_per_s": 1.0}
     run.write_bytes("metrics/part-000000210-000000210.parquet", part_bytes([row]))
-    assert stability_tile(report_data.gather(run)).value == "at risk"
+    assert stability_tile(run_data.gather(run)).value == "at risk"
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;{{ 7*7 }}"
@@ -112,7 +113,7 @@ def test_nothing_of_a_run_becomes_markup(tmp_path: Path):
 
 def test_nothing_of_a_sweep_or_a_comparison_becomes_markup(tmp_path: Path):
     folder = store_sweep(tmp_path)
-    before = Elements(report.sweep_page(folder))
+    before = Elements(sweep_page.sweep_page(folder))
     plan = folder.read_json("sweep.json")
     plan |= {"title": HOSTILE, "note": HOSTILE, "metric": HOSTILE, "preset": HOSTILE}
     for row in plan["rows"]:
@@ -121,12 +122,12 @@ def test_nothing_of_a_sweep_or_a_comparison_becomes_markup(tmp_path: Path):
     folder.write_json("crashes/strong-s1.json", {"reason": HOSTILE})
     planned = folder.read_json("planned/opt-s0.json") | {"trial": HOSTILE, "settings": [f"{HOSTILE}={HOSTILE}"]}
     folder.write_json("planned/opt-s0.json", planned)
-    found = Elements(report.sweep_page(folder))
+    found = Elements(sweep_page.sweep_page(folder))
     assert set(found.tags) <= set(before.tags)
     assert not [name for name, _ in found.attributes if name.startswith("on")]
     one, other = store_run(tmp_path, "one"), store_run(tmp_path, "other")
     stored_runs.hostile(one, HOSTILE)
-    compared = Elements(report.compare_page([one, other]))
+    compared = Elements(compare_page.compare_page([one, other]))
     assert "script" not in compared.tags
     assert not [name for name, _ in compared.attributes if name.startswith("on")]
 
@@ -162,13 +163,13 @@ def test_thousands_of_rows_do_not_make_a_large_page(tmp_path: Path):
     run = store_run(tmp_path, steps=200)
     rows = stored_runs.rows_of(100_000)[25:]
     run.write_bytes(f"metrics/{part_name(rows)}", part_bytes(rows))
-    assert len(report_data.gather(run).rows["step"]) > 9_000
+    assert len(run_data.gather(run).rows["step"]) > 9_000
     assert len(run_page(run).encode()) < 1_000_000
 
 
 def test_grids_are_spread_over_training_with_both_ends():
-    assert report_pictures.spread(range(100), 5) == [0, 25, 50, 74, 99]
-    assert report_pictures.spread([3, 9], 5) == [3, 9]
+    assert pictures.spread(range(100), 5) == [0, 25, 50, 74, 99]
+    assert pictures.spread([3, 9], 5) == [3, 9]
 
 
 def test_a_damaged_part_of_a_run_leaves_a_gap_and_no_error(tmp_path: Path):
@@ -231,7 +232,7 @@ def test_a_live_page_reloads_itself_until_the_run_has_ended(tmp_path: Path, monk
         if len(seen) == 2:
             stored_runs.commit(run, 400, tmp_path / "scratch")
 
-    monkeypatch.setattr(report.time, "sleep", sleep)
+    monkeypatch.setattr(write.time, "sleep", sleep)
     follow(["digits-0001"], storage=str(tmp_path), out=out, every_s=7, say=lambda text: None)
     assert seen == [(7, True), (7, True)]
     assert 'http-equiv="refresh"' not in out.read_text()
@@ -260,7 +261,7 @@ def test_a_trials_hours_are_its_last_launch_or_if_longer_the_training_of_all_lau
 
 
 def test_the_best_trial_of_a_sweep_is_a_stable_one(tmp_path: Path):
-    text = text_of(report.sweep_page(store_sweep(tmp_path)))
+    text = text_of(sweep_page.sweep_page(store_sweep(tmp_path)))
     assert re.search(r"Best fid_small 22 opt-s0", text)  # plain-s0 has 14, and diverged
     assert "OutOfMemory: no room" in text
 

@@ -12,10 +12,10 @@ from typing import Any
 from ebm_core.errors import ConfigError, EbmError
 from orchestrator.records.rows import training_seconds
 from orchestrator.records.sweeps import PLAN
-from orchestrator.report_data import read_rows
+from orchestrator.reports.run_data import read_rows
+from orchestrator.reports.sweep_table import rank
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run
-from orchestrator.sweep_table import rank
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ebm_core.errors import ConfigError, EbmError
 from orchestrator.records.sweeps import SweepRecord
-from orchestrator.report_compare import compare_page
-from orchestrator.report_run import run_page
-from orchestrator.report_sweep import gather_sweep, sweep_page
+from orchestrator.reports.compare_page import compare_page
+from orchestrator.reports.run_page import run_page
+from orchestrator.reports.sweep_data import gather_sweep
+from orchestrator.reports.sweep_page import sweep_page
 from orchestrator.storage.find import open_run
 from orchestrator.storage.interface import os_reason
 from orchestrator.storage.run_store import Run, RunStore
@@ -100,7 +101,7 @@ def follow(names: Sequence[str], *, storage: str, out: Path | None, every_s: int
 
 
 def _has_ended(name: str, storage: str) -> bool:
-    from orchestrator.report_data import gather
+    from orchestrator.reports.run_data import gather
 
     folder = _sweep_folder(name, storage)
     if folder is not None:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator import report_figures as figures
 from orchestrator.records.scores import score_rows
-from orchestrator.report_data import PAPER_SCORES, RunData, gather
-from orchestrator.report_page import render
-from orchestrator.report_pictures import Grids, Picture, grids, picture
+from orchestrator.reports import figures as figures
+from orchestrator.reports.page import render
+from orchestrator.reports.pictures import Grids, Picture, grids, picture
+from orchestrator.reports.run_data import PAPER_SCORES, RunData, gather
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run
 

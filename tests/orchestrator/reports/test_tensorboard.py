@@ -9,9 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ebm_core.errors import ConfigError
 from orchestrator import cli
-from orchestrator.report import named_runs
+from orchestrator.reports.tensorboard import EVENTS, write_events
+from orchestrator.reports.write import named_runs
 from orchestrator.storage.run_store import RunStore
-from orchestrator.tensorboard import EVENTS, write_events
 from tests.orchestrator.stored_runs import START, rows_of, store_run, store_sweep
 
 

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from orchestrator.records.rows import METRIC_NAMES
-from orchestrator.report_charts import NUM_COLORS, Band, Chart, Level, Mark, Series, draw, tick_text
-from orchestrator.report_data import RunData
-from orchestrator.report_pictures import spread
+from orchestrator.reports.axes import tick_text
+from orchestrator.reports.charts import NUM_COLORS, Band, Chart, Level, Mark, Series, draw
+from orchestrator.reports.pictures import spread
+from orchestrator.reports.run_data import RunData
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run

@@ -9,15 +9,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from orchestrator import report_figures as figures
-from orchestrator.report_charts import Band, Chart, Level, Mark, Series
-from orchestrator.report_page import render
-from orchestrator.report_parallel import Line, draw_parallel
-from orchestrator.report_pictures import IMAGE_BUDGET, Picture, last_grid
-from orchestrator.report_run import Tile, duration
-from orchestrator.report_sweep_data import SweepData, TrialData, gather_sweep, number
+from orchestrator.reports import figures as figures
+from orchestrator.reports.charts import Band, Chart, Level, Mark, Series
+from orchestrator.reports.page import render
+from orchestrator.reports.parallel import Line, draw_parallel
+from orchestrator.reports.pictures import IMAGE_BUDGET, Picture, last_grid
+from orchestrator.reports.run_page import Tile, duration
+from orchestrator.reports.sweep_data import SweepData, TrialData, gather_sweep, number
+from orchestrator.reports.sweep_table import PAPER, mean_and_spread, short_setting
 from orchestrator.storage.run_store import Run
-from orchestrator.sweep_table import PAPER, mean_and_spread, short_setting
 
 __all__ = ["gather_sweep", "sweep_page"]
 

@@ -13,8 +13,8 @@ from typing import Any
 from ebm_core.errors import ConfigError
 from orchestrator.records.rows import METRIC_NAMES
 from orchestrator.records.scores import ema_grid_key, headline
-from orchestrator.report_data import RunData, gather
-from orchestrator.report_pictures import grid_steps, read_picture
+from orchestrator.reports.pictures import grid_steps, read_picture
+from orchestrator.reports.run_data import RunData, gather
 from orchestrator.storage.interface import os_reason
 from orchestrator.storage.run_store import Run
 
