@@ -42,12 +42,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state
-from orchestrator import train_job, worker_loop
 from orchestrator.cluster import connection, environment
 from orchestrator.records import rows, runs
 from orchestrator.settings.job import JobConfig, core_config, job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
+from orchestrator.training import driver, worker
 
 RATES: tuple[float | None, ...] = (10, 100, 1000, None)
 """Rows per second that rank 0 tries; None: as fast as it can."""
@@ -81,7 +81,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderGroup(worker_loop.Group):
+class FolderGroup(worker.Group):
     """Exchanges of a save through files, in place of gloo. The news of each step stay with their rank."""
 
     folder: Path = Path()
@@ -145,7 +145,7 @@ def simulated_rank(rank: int, job: JobConfig, run: Any, mailbox: Any, plan: Plan
     rng = torch.Generator().manual_seed(rank)
     state.buffer.add(torch.rand((8, *cfg.image_shape), generator=rng), rng)
     group = FolderGroup(rank, plan.ranks, folder)
-    loop = worker_loop.Loop(run, cfg, job, group, mailbox, rows.Recorder(0))
+    loop = worker.Loop(run, cfg, job, group, mailbox, rows.Recorder(0))
     group.meet()
     if rank == 0:
         mailbox.post.remote("started", 0)
@@ -164,7 +164,7 @@ def simulated_rank(rank: int, job: JobConfig, run: Any, mailbox: Any, plan: Plan
     (folder / f"figures-{rank}.json").write_text(json.dumps(figures))
 
 
-def pretended_step(loop: worker_loop.Loop, state: TrainState) -> None:
+def pretended_step(loop: worker.Loop, state: TrainState) -> None:
     """What follows a real step."""
     state.step += 1
     loop.log(state.step, dict.fromkeys(rows.METRIC_NAMES.keys() & TERMS, 0.1), state.device)
@@ -177,7 +177,7 @@ TERMS = {"loss", "cd", "opt", "entropy", "l2", "energy_data", "energy_neg", "ene
 """Columns that a real step has."""
 
 
-def save_figures(loop: worker_loop.Loop, state: TrainState, plan: Plan | None) -> dict[str, Any]:
+def save_figures(loop: worker.Loop, state: TrainState, plan: Plan | None) -> dict[str, Any]:
     """Seconds of a save of this rank; of rank 0 (with `plan`) its parts and the store's requests too."""
     state.step = 1000 * (state.step // 1000 + 1)
     parts: dict[str, float] = {}
@@ -195,7 +195,7 @@ def save_figures(loop: worker_loop.Loop, state: TrainState, plan: Plan | None) -
     before = requests(plan.counts_url) if plan else {}  # nobody uploads before rank 0 has named the attempt
     with contextlib.ExitStack() as stack:
         if plan:
-            stack.enter_context(mock.patch.object(worker_loop, "gather", clocked("gather", worker_loop.gather)))
+            stack.enter_context(mock.patch.object(worker, "gather", clocked("gather", worker.gather)))
             for name in ("commit", "retain"):
                 stack.enter_context(mock.patch.object(loop.run, name, clocked(name, getattr(loop.run, name))))
         began = time.perf_counter()
@@ -273,11 +273,11 @@ class Sampler:
         return {SHOWN[key]: (last[key] - first.get(key, 0.0)) / (stop - start) for key in SHOWN if key in last}
 
 
-class Simulation(train_job._Supervisor):
+class Simulation(driver._Supervisor):
     """Our supervisor, with workers that sleep."""
 
     def __init__(self, job: JobConfig, run: Any, display: Any, plan: Plan) -> None:
-        super().__init__(job, run, display, train_job.Watcher())
+        super().__init__(job, run, display, driver.Watcher())
         self._plan = plan
 
     def _trainer(self, resources: dict[str, float], folder: str) -> Any:
@@ -311,7 +311,7 @@ def simulate(plan: Plan, storage: str) -> dict[str, Any]:
     store = RunStore(storage)
     runs.create(store, job, {})
     display, launched = Lag(), time.time()
-    shared = mock.patch.object(train_job.cluster, "is_shared", return_value=True)  # so that values go to the exporter
+    shared = mock.patch.object(driver.cluster, "is_shared", return_value=True)  # so that values go to the exporter
     with Sampler() as sampler, shared:
         Simulation(job, store.run(str(job.name)), display, plan).work({"CPU": 1})
     ranks = [json.loads(path.read_text()) for path in Path(plan.folder).glob("figures-*.json")]

@@ -32,7 +32,7 @@ from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import run_sweep
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_search import trial_of_row
-from orchestrator.train_job import resolved, run_training
+from orchestrator.training.driver import resolved, run_training
 
 SETTINGS = (
     "model.widths=8,16,16",

@@ -57,7 +57,7 @@ def train(preset: Preset, settings: Settings = None, address: Address = None) ->
 
     job = override(job_preset(preset), settings or [])
     from orchestrator.terminal.progress import open_display
-    from orchestrator.train_job import run_training
+    from orchestrator.training.driver import run_training
 
     result = run_training(job, prefix=preset, address=address, display=open_display(job.train.num_steps))
     show_result(result)
@@ -174,7 +174,7 @@ def data_prepare(
 
     Example: ebm data prepare cifar10 data.root=~/data --to s3://bucket/datasets/cifar10
     """
-    from orchestrator.prepare import prepare
+    from orchestrator.training.prepare_data import prepare
 
     cfg = _data_job(name, settings).data
     found = prepare(cfg, to, lambda text: print(text, file=sys.stderr))

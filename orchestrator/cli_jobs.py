@@ -143,7 +143,7 @@ def clone(
 
 def _train(job: Any, prefix: str | None, address: str | None) -> None:
     from orchestrator.terminal.progress import open_display
-    from orchestrator.train_job import run_training
+    from orchestrator.training.driver import run_training
 
     result = run_training(job, prefix=prefix, address=address, display=open_display(job.train.num_steps))
     show_result(result)

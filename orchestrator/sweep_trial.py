@@ -24,7 +24,7 @@ from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, Tr
 from orchestrator.settings.job import JobConfig, parse
 from orchestrator.storage.commits import parse_step_name
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.train_job import Watcher, run_training
+from orchestrator.training.driver import Watcher, run_training
 from workers.metrics.registry import METRICS
 
 STOP_CHECK_S = 1.0

@@ -16,11 +16,11 @@ from ebm_core.errors import CheckpointError, EbmError
 from ebm_core.manifest import describe, manifest_bytes, parse_manifest
 from ebm_core.trainer import TrainState, init_state, train_step
 from orchestrator.records import runs
-from orchestrator.rollback import read_rollbacks
 from orchestrator.settings.job import JobConfig, parse
 from orchestrator.storage.commits import condemns, parse_commit
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.run_store import RunStore
+from orchestrator.training.rollback import read_rollbacks
 from tests.data_readers import DataTargets
 from tests.ebm_core.tiny import batch, tiny_config
 

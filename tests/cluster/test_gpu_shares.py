@@ -20,7 +20,7 @@ from orchestrator.settings.overrides import override
 from orchestrator.sweep import DRIVER_RESOURCES
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_room import find_room
-from orchestrator.train_job import scaling
+from orchestrator.training.driver import scaling
 from tests.conftest import local_ray
 from workers.features.weights import Weights
 

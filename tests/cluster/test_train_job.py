@@ -32,7 +32,7 @@ from orchestrator.records.rows import WALL_CLOCK, Row
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.train_job import RunResult, resolved, run_training
+from orchestrator.training.driver import RunResult, resolved, run_training
 
 pytestmark = [
     pytest.mark.cluster,

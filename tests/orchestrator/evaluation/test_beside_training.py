@@ -12,7 +12,6 @@ from ebm_core import checkpoint
 from ebm_core.errors import DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import train_job
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.evaluation import beside_training
 from orchestrator.evaluation.actors import check_weights
@@ -23,6 +22,7 @@ from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.training import driver
 from workers.evaluator import Evaluator
 from workers.features.weights import Weights
 
@@ -196,7 +196,7 @@ def test_a_store_that_fails_after_the_last_score_costs_no_finished_job(tmp_path)
         raise StorageError("cannot delete s3://runs/r: the server keeps failing")
 
     notes: list[str] = []
-    finished = train_job._Supervisor.__new__(train_job._Supervisor)
+    finished = driver._Supervisor.__new__(driver._Supervisor)
     finished._job, finished._signal = job(tmp_path), None
     finished._scorer = SimpleNamespace(busy=lambda: False)
     finished._display = SimpleNamespace(note=notes.append)

@@ -15,7 +15,7 @@ from ebm_core.config import DataConfig
 from ebm_core.data import Dataset, dequantize, from_pixels, load
 from ebm_core.data.files import MD5
 from ebm_core.errors import ConfigError, DataError
-from orchestrator.prepare import prepare
+from orchestrator.training.prepare_data import prepare
 from workers.studies import ood_sets
 from workers.studies.ood_sets import ImageSet, SetReader, image_set
 

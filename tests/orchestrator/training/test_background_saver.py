@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import pytest
 
 from ebm_core.manifest import FileEntry
-from orchestrator import saving
 from orchestrator.cluster.mailbox import Deposits, gather
-from orchestrator.saving import BackgroundSaver
 from orchestrator.storage.interface import StorageError
+from orchestrator.training import saving
+from orchestrator.training.saving import BackgroundSaver
 
 PATIENCE_S = 30
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.faults import moto_bucket
-from tests.orchestrator.saving_children import CRASH_POINTS, FOLDER_MOMENTS, S3_MOMENTS
+from tests.orchestrator.training.saving_children import CRASH_POINTS, FOLDER_MOMENTS, S3_MOMENTS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KILLS = int(os.environ.get("CONFAB_KILLS", "6"))
 """`make kills` asks for 200."""
 

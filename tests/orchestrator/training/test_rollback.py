@@ -15,14 +15,14 @@ from ebm_core.data import load
 from ebm_core.errors import ConfigError, DivergenceError
 from ebm_core.monitor import StabilityMonitor
 from ebm_core.trainer import fingerprint, init_state
-from orchestrator import worker_loop
 from orchestrator.records import runs
 from orchestrator.records.rows import Recorder
-from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, read_rollbacks, record_rollback
 from orchestrator.settings.job import CheckpointConfig, JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.training import worker
+from orchestrator.training.rollback import Rollback, RollbackPolicy, complete_rollbacks, read_rollbacks, record_rollback
 from tests.ebm_core.tiny import tiny_config
 from workers.testing import write_checkpoint
 
@@ -107,9 +107,9 @@ class Job:
 
     def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ray's calls become plain ones, and a step diverges where the test wants it to."""
-        monkeypatch.setattr(worker_loop.ray, "get", lambda value: value)
-        monkeypatch.setattr(worker_loop.ray, "wait", lambda values, timeout: (values, []))
-        step_of_the_core = worker_loop.train_step
+        monkeypatch.setattr(worker.ray, "get", lambda value: value)
+        monkeypatch.setattr(worker.ray, "wait", lambda values, timeout: (values, []))
+        step_of_the_core = worker.train_step
 
         def step(state: Any, *arguments: Any) -> dict[str, float]:
             terms = step_of_the_core(state, *arguments)
@@ -118,7 +118,7 @@ class Job:
                 raise DivergenceError(state.step, math.inf, math.inf, "loss")
             return terms
 
-        monkeypatch.setattr(worker_loop, "train_step", step)
+        monkeypatch.setattr(worker, "train_step", step)
 
     def post(self, kind: str, payload: Any) -> None:
         if kind == "note":
@@ -133,8 +133,8 @@ class Job:
             post=SimpleNamespace(remote=self.post), stop_requested=SimpleNamespace(remote=lambda: False)
         )
         state = init_state(cfg)
-        loop = worker_loop.Loop(self.run, cfg, self.job, worker_loop.Group(), box, Recorder(0))
-        worker_loop.train_until_done(load(cfg.data, "train"), state, loop)
+        loop = worker.Loop(self.run, cfg, self.job, worker.Group(), box, Recorder(0))
+        worker.train_until_done(load(cfg.data, "train"), state, loop)
         return fingerprint(state)
 
 

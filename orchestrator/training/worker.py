@@ -25,11 +25,11 @@ from orchestrator.cluster.environment import adopt
 from orchestrator.cluster.mailbox import gather
 from orchestrator.records.rows import Recorder, Row, is_logged, part_bytes, part_name, part_steps
 from orchestrator.records.scores import awaiting_scores
-from orchestrator.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
-from orchestrator.saving import BackgroundSaver
 from orchestrator.settings.job import JobConfig, core_config, parse
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.training.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
+from orchestrator.training.saving import BackgroundSaver
 from workers.pictures import grid_png
 
 STOP_CHECK_S = 1.0

@@ -36,7 +36,7 @@ from orchestrator.settings.trees import check_resumable
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.terminal.progress import Display, Silent
-from orchestrator.worker_loop import average_gradients, train_loop_per_worker
+from orchestrator.training.worker import average_gradients, train_loop_per_worker
 from workers.features.weights import Weights
 
 __all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator import worker_loop
 from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import core_config, job_preset
+from orchestrator.training import worker
 
 
 class Told:
@@ -17,15 +17,15 @@ class Told:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, preemption: Callable[[], Any] = lambda: None) -> None:
         self.clock, self.notes, self.questions = 100.0, [], []
         self.stop, self.answered = False, True
-        monkeypatch.setattr(worker_loop.ray, "get", lambda answer: answer())
-        monkeypatch.setattr(worker_loop.ray, "wait", lambda refs, timeout: (refs, []) if self.answered else ([], refs))
-        monkeypatch.setattr(worker_loop.time, "monotonic", lambda: self.clock)
+        monkeypatch.setattr(worker.ray, "get", lambda answer: answer())
+        monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: (refs, []) if self.answered else ([], refs))
+        monkeypatch.setattr(worker.time, "monotonic", lambda: self.clock)
         box = SimpleNamespace(
             post=SimpleNamespace(remote=lambda kind, text: self.notes.append((kind, text))),
             stop_requested=SimpleNamespace(remote=self.ask),
         )
         job = job_preset("digits")
-        self.loop = worker_loop.Loop(None, core_config(job), job, worker_loop.Group(), box, Recorder(0), preemption)
+        self.loop = worker.Loop(None, core_config(job), job, worker.Group(), box, Recorder(0), preemption)
 
     def ask(self) -> Callable[[], bool]:
         self.questions.append(self.clock)

@@ -25,11 +25,11 @@ import torch
 
 from ebm_core import checkpoint
 from ebm_core.trainer import TrainState, fingerprint, init_state
-from orchestrator import worker_loop
 from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import CheckpointConfig, JobConfig, core_config
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.run_store import Run, open_store
+from orchestrator.training import worker
 from tests.ebm_core.tiny import tiny_config
 from tests.orchestrator.storage.storage_children import fork
 
@@ -187,9 +187,9 @@ class Saver:
         box = SimpleNamespace(post=SimpleNamespace(remote=lambda *_: None))
         recorder = Recorder(step - 1)
         recorder.add(step, {"loss": float(step)})
-        loop = worker_loop.Loop(self.run, self._cfg, self._job, worker_loop.Group(), box, recorder)
+        loop = worker.Loop(self.run, self._cfg, self._job, worker.Group(), box, recorder)
         with (
-            mock.patch.object(worker_loop.ray, "get", lambda value: value),
+            mock.patch.object(worker.ray, "get", lambda value: value),
             mock.patch.object(loop, "chain_grid", return_value=b"a picture"),
         ):
             loop.save(self.become(step))
