@@ -48,6 +48,7 @@ from orchestrator.settings.job import JobConfig, core_config, job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 from orchestrator.training import driver, worker
+from orchestrator.training.group import Group
 
 RATES: tuple[float | None, ...] = (10, 100, 1000, None)
 """Rows per second that rank 0 tries; None: as fast as it can."""
@@ -81,7 +82,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderGroup(worker.Group):
+class FolderGroup(Group):
     """Exchanges of a save through files, in place of gloo. The news of each step stay with their rank."""
 
     folder: Path = Path()

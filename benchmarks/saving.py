@@ -22,7 +22,7 @@ from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.training import worker
+from orchestrator.training import group, worker
 
 EVERY = 500
 """Steps between two checkpoints."""
@@ -102,7 +102,7 @@ def prepared(folder: str, job: JobConfig, cfg: TrainConfig) -> tuple[Run, worker
     run = RunStore(folder).run("bench")
     runs.create(run.store, job, {})
     box: Any = SimpleNamespace(post=SimpleNamespace(remote=lambda *_: None))
-    return run, worker.Loop(run, cfg, job, worker.Group(), box, Recorder(0))
+    return run, worker.Loop(run, cfg, job, group.Group(), box, Recorder(0))
 
 
 def main() -> None:

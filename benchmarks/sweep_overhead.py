@@ -32,7 +32,8 @@ from orchestrator.storage.run_store import RunStore
 from orchestrator.sweep import run_sweep
 from orchestrator.sweep_plan import SweepRequest, make_plan
 from orchestrator.sweep_search import trial_of_row
-from orchestrator.training.driver import resolved, run_training
+from orchestrator.training.driver import run_training
+from orchestrator.training.start import resolved
 
 SETTINGS = (
     "model.widths=8,16,16",

@@ -115,7 +115,7 @@ def resume(
 
     if is_dashboard(address):
         return _submit_again("resume", run, settings, storage, address, follow)
-    from orchestrator.job_words import resumed_job
+    from orchestrator.training.start import resumed_job
 
     return _train(resumed_job(run, storage, settings or []), None, address)
 
@@ -135,7 +135,7 @@ def clone(
 
     if is_dashboard(address):
         return _submit_again("clone", run, settings, storage, address, follow)
-    from orchestrator.job_words import cloned_job
+    from orchestrator.training.start import cloned_job
 
     job, prefix = cloned_job(run, storage, settings or [])
     return _train(job, prefix, address)

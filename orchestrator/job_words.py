@@ -8,10 +8,9 @@ from typing import Any
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator.settings.job import JobConfig, job_preset, parse
+from orchestrator.settings.job import job_preset
 from orchestrator.settings.overrides import override
-from orchestrator.storage.find import open_run
-from orchestrator.storage.run_store import RunStore, require_run_name
+from orchestrator.storage.run_store import require_run_name
 
 NEEDS_FILES = "nodes of the cluster look for it elsewhere; name a folder that each of them sees, from the root"
 
@@ -79,26 +78,3 @@ def _check_stored(words: list[str]) -> tuple[str, list[str], None]:
 def _require_shared(path: str, place: str) -> None:
     if "://" not in place and not place.startswith("/"):
         raise ConfigError(f"{path} = {place!r}: {NEEDS_FILES}, or s3://BUCKET/PREFIX")
-
-
-def stored_job(where: str, storage: str) -> JobConfig:
-    """The settings of a stored run, with `storage` where it was found now."""
-    run = open_run(where, storage)
-    return replace(parse(run.read_config()), storage=run.store.uri, name=run.name)
-
-
-def resumed_job(where: str, storage: str, settings: Sequence[str]) -> JobConfig:
-    """The job that goes on with a run. Raises ConfigError for a change of its name."""
-    if any(word.startswith("name=") for word in settings):
-        raise ConfigError(f"resume {where}: keeps its name; `ebm clone {where} name=...` begins another run")
-    return override(stored_job(where, storage), settings)
-
-
-def cloned_job(where: str, storage: str, settings: Sequence[str]) -> tuple[JobConfig, str]:
-    """(the job of a new run with the settings of a stored one, how its name begins)."""
-    source = stored_job(where, storage)
-    job = override(replace(source, name=None), settings)
-    if job.name is not None and RunStore(job.storage).run(job.name).exists():
-        raise ConfigError(f"name = {job.name!r}: exists in {job.storage}; name the clone otherwise")
-    prefix, _, number = str(source.name).rpartition("-")
-    return job, prefix if number.isdigit() and prefix else str(source.name)

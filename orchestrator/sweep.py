@@ -34,7 +34,7 @@ from orchestrator.sweep_room import Room, find_room, num_trials
 from orchestrator.sweep_search import OptunaSuggester, PlannedSearch, RandomSuggester, Trials, asha, trial_of_row
 from orchestrator.sweep_trial import Launch, conclude, launch_tree, planned_of, planned_tree, run_trial
 from orchestrator.terminal.sweep_progress import Quiet, SweepDisplay
-from orchestrator.training.driver import TrainingError, check_data, resolved
+from orchestrator.training.start import TrainingError, check_data, resolved
 
 DRIVER_RESOURCES = {"memory": 2.0**20}
 """What a trial's own process reserves: a mebibyte, since Tune wants something, and not a hundredth of a CPU, for then

@@ -16,7 +16,7 @@ from orchestrator.sweep_plan import SweepPlan
 from orchestrator.sweep_room import Room, find_room, num_trials
 from orchestrator.sweep_search import trial_of_row, trial_of_search
 from orchestrator.terminal.tables import open_console, print_table
-from orchestrator.training.driver import check_data, resolved
+from orchestrator.training.start import check_data, resolved
 
 STARTUP_S = 25.0
 """Seconds from a trial's start to its first step and from its last to its result, on an idle machine of two cores."""

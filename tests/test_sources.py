@@ -10,7 +10,7 @@ import pytest
 from ebm_core.errors import ConfigError
 from orchestrator.settings.job import JobConfig, job_preset
 from orchestrator.settings.overrides import leaves, override
-from orchestrator.training.driver import check_data
+from orchestrator.training.start import check_data
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ebm_core", "workers", "orchestrator", "benchmarks")

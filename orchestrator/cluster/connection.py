@@ -1,13 +1,11 @@
 """Starting or finding a Ray, quietly, and how much of it a worker gets."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
 import signal
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,22 +183,6 @@ def _interrupts_wait() -> Iterator[None]:
 def first_line(why: BaseException) -> str:
     lines = [line.strip() for line in str(why).splitlines() if line.strip()]
     return lines[0] if lines else type(why).__name__
-
-
-def use_nodes_interface() -> None:
-    """Have gloo and nccl use the interface of this node's address in Ray; settings of the user stay.
-
-    By default gloo looks up the host's own name, which many installations resolve to loopback: then no worker reaches
-    one on another node.
-    """
-    address = ray.util.get_node_ip_address()
-    for _, name in socket.if_nameindex():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-            answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
-            if socket.inet_ntoa(answer[20:24]) == address:
-                for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-                    os.environ.setdefault(variable, name)
-                return
 
 
 def is_shared() -> bool:

@@ -10,39 +10,33 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch import TorchTrainer
 
 from ebm_core.config import to_tree
-from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import DivergenceError, EbmError
 from orchestrator.cluster import connection, environment, mailbox
 from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, worker_resources
-from orchestrator.evaluation.actors import check_weights
 from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.monitoring.exporter import Link
 from orchestrator.monitoring.values import Meter
-from orchestrator.records import catalogue, provenance, runs
-from orchestrator.records.scores import awaiting_scores, grid_key, read_scores, unscored
+from orchestrator.records import catalogue, provenance
+from orchestrator.records.scores import awaiting_scores
 from orchestrator.settings.job import JobConfig
-from orchestrator.settings.trees import check_resumable
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.terminal.progress import Display, Silent
-from orchestrator.training.worker import average_gradients, train_loop_per_worker
-from workers.features.weights import Weights
+from orchestrator.training.group import COLLECTIVE_TIMEOUT_S, _ProcessGroup, average_gradients
+from orchestrator.training.start import RunResult, TrainingError, _result, check_data, claim_run, finished_run, resolved
+from orchestrator.training.worker import train_loop_per_worker
 
 __all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]
 
-COLLECTIVE_TIMEOUT_S = 600
-"""After so long without an answer from its peers a worker gives up, and the job restarts from its newest checkpoint."""
 RESIZE_S = 30.0
 """So often an elastic job that lacks workers looks for room. More of them cost the steps since the last checkpoint."""
 TIDY_S = 5.0
@@ -51,29 +45,6 @@ POLL_S = 1.0
 """So often the driver reads what the workers say. Its processor time is missing where training has every core."""
 SCORING_POLL_S = 0.2
 """So often it looks whether the last scores are there, when training is over."""
-
-
-class TrainingError(EbmError):
-    """Workers kept failing for a reason that is no EbmError."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished or interrupted run left behind."""
-
-    name: str
-    uri: str
-    step: int
-    num_steps: int
-    already_finished: bool = False
-    stopped_by: int | None = None
-    """The signal that ended it early."""
-    grid: str | None = None
-    """Key of the last sample grid, below the run."""
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Score documents of the last checkpoint by metric."""
-    page: str | None = None
-    """Key of the HTML page that was made at the end."""
 
 
 class Watcher:
@@ -145,46 +116,6 @@ def _catalogue(run: Run, display: Display) -> None:
         display.note(f"the catalogue lacks {run.name}: {why}; `ebm runs --rebuild` makes it anew")
 
 
-def resolved(job: JobConfig) -> JobConfig:
-    """The job with absolute folders (workers start elsewhere) and its device decided."""
-    data = replace(job.data, root=absolute_root(job.data.root))
-    storage = job.storage if "://" in job.storage else str(Path(job.storage).expanduser().absolute())
-    return replace(job, data=data, storage=storage)
-
-
-def check_data(job: JobConfig) -> None:
-    """Missing files, and a condition that the data cannot give, are found before anything starts."""
-    check_files(job.data)
-    if job.data.condition != "none":
-        num_conditions(job.data)
-    if job.evaluation.every:
-        check_weights(job.evaluation.metrics, Weights.default())
-
-
-def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:
-    """The result of a run of this name that has all its steps and scores, else None. Refuses other settings."""
-    if job.name is None or not store.run(job.name).exists():
-        return None
-    run = store.run(job.name)
-    check_resumable(run.read_config(), job)
-    reached = max(run.checkpoints(), default=0)
-    if reached < job.train.num_steps or reached in unscored(run, job):  # killed before the last scores were stored
-        return None
-    return replace(_result(run, job, reached), already_finished=True)
-
-
-def claim_run(store: RunStore, job: JobConfig, prefix: str, origin: provenance.Origin) -> tuple[JobConfig, int]:
-    """The job under its name, and the step of its newest checkpoint (0: none). Writes config and provenance."""
-    if job.name is None:
-        return runs.create_numbered(store, job, prefix, origin), 0
-    run = store.run(job.name)
-    if not run.exists() and runs.create(store, job, origin):
-        return job, 0
-    check_resumable(run.read_config(), job)
-    runs.update(run, job, origin)
-    return job, max(run.checkpoints(), default=0)
-
-
 def scaling(job: JobConfig, resources: dict[str, float]) -> ScalingConfig:
     """What Ray Train is asked for: the workers, and what each of them reserves (`cluster.worker_resources`)."""
     least, most = job.cluster.least_workers, job.cluster.num_workers
@@ -194,22 +125,6 @@ def scaling(job: JobConfig, resources: dict[str, float]) -> ScalingConfig:
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=RESIZE_S,
     )
-
-
-class _Backend(_TorchBackend):
-    """Ray's process group, on the network of the node's address."""
-
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(connection.use_nodes_interface)
-        super().on_start(worker_group, backend_config)
-
-
-class _ProcessGroup(TorchConfig):
-    """Settings of it."""
-
-    @property
-    def backend_cls(self) -> type[_Backend]:
-        return _Backend
 
 
 class _Supervisor:
@@ -395,14 +310,3 @@ def _one_line(error: BaseException) -> str:
     inner = getattr(failures[0], "_base_exc", failures[0])
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{type(inner).__name__}: {lines[0] if lines else ''}"
-
-
-def _result(run: Run, job: JobConfig, step: int) -> RunResult:
-    return RunResult(
-        name=str(job.name),
-        uri=run.uri,
-        step=step,
-        num_steps=job.train.num_steps,
-        grid=grid_key(run, step),
-        scores=read_scores(run, step),
-    )

@@ -11,8 +11,6 @@ from typing import Any
 import ray
 import ray.train
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from ebm_core import checkpoint
 from ebm_core.config import TrainConfig
@@ -28,6 +26,7 @@ from orchestrator.records.scores import awaiting_scores
 from orchestrator.settings.job import JobConfig, core_config, parse
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.training.group import Group, average_gradients
 from orchestrator.training.rollback import Rollback, RollbackPolicy, complete_rollbacks, record_rollback
 from orchestrator.training.saving import BackgroundSaver
 from workers.pictures import grid_png
@@ -36,42 +35,6 @@ STOP_CHECK_S = 1.0
 """Seconds between rank 0's questions whether the driver wants to stop."""
 PREEMPTION_CHECK_S = 2.0
 """Seconds between looks for a notice of preemption. All ranks wait for one another there: 5 ms."""
-
-
-def average_gradients(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over the workers, in place: one flattened all-reduce for each dtype."""
-    world_size = dist.get_world_size()
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        same = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        dist.all_reduce(flat)
-        flat /= world_size
-        for tensor, mean in zip(same, flat.split([t.numel() for t in same]), strict=True):
-            tensor.copy_(mean.view_as(tensor))
-
-
-@dataclass(frozen=True)
-class Group:
-    """This worker among the others; the exchanges are no-ops for a single worker."""
-
-    rank: int = 0
-    size: int = 1
-
-    def from_first(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def all(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank, on every rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
 
 
 def train_loop_per_worker(launch: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.interface import ObjectInfo
 from orchestrator.storage.run_store import RunStore
 from orchestrator.training import worker
+from orchestrator.training.group import Group
 
 DEVICE = model.Device("any", 1e12, 1e-6)
 LINK = model.Link("any", 1e-5, 1e9)
@@ -160,7 +161,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[worker.Loop,
     rng = torch.Generator().manual_seed(0)
     state.buffer.add(torch.rand((40, *cfg.image_shape), generator=rng), rng)
     box: Any = SimpleNamespace(post=SimpleNamespace(remote=lambda *_: None))
-    loop = worker.Loop(run, cfg, job, worker.Group(), box, Recorder(0))
+    loop = worker.Loop(run, cfg, job, Group(), box, Recorder(0))
     for step in (10, 20, 30, 40):
         objects.made.clear()
         state.step = step
@@ -180,7 +181,7 @@ def test_requests_of_a_restart_are_those_of_a_real_one(saved: tuple[worker.Loop,
     loop, state, objects = saved
     first, others, before = model.restart_requests(shards=8, workers=8)
     objects.made.clear()
-    worker.restore(loop.run, state, worker.Group(), pytest.fail)
+    worker.restore(loop.run, state, Group(), pytest.fail)
     assert sum(objects.made.values()) == first
     objects.made.clear()
     own = init_state(loop.cfg, shards=Shards.of_rank(3, 8, 8))

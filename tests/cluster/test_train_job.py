@@ -32,7 +32,8 @@ from orchestrator.records.rows import WALL_CLOCK, Row
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.training.driver import RunResult, resolved, run_training
+from orchestrator.training.driver import run_training
+from orchestrator.training.start import RunResult, resolved
 
 pytestmark = [
     pytest.mark.cluster,

@@ -17,11 +17,12 @@ from orchestrator import cli
 from orchestrator.cluster import jobs as submit
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.jobs import Job, Jobs, compare_versions, lost_jobs
-from orchestrator.job_words import check_words, cloned_job, resumed_job
+from orchestrator.job_words import check_words
 from orchestrator.records import provenance, runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
+from orchestrator.training.start import cloned_job, resumed_job
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 

@@ -29,7 +29,7 @@ from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import CheckpointConfig, JobConfig, core_config
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.run_store import Run, open_store
-from orchestrator.training import worker
+from orchestrator.training import group, worker
 from tests.ebm_core.tiny import tiny_config
 from tests.orchestrator.storage.storage_children import fork
 
@@ -187,7 +187,7 @@ class Saver:
         box = SimpleNamespace(post=SimpleNamespace(remote=lambda *_: None))
         recorder = Recorder(step - 1)
         recorder.add(step, {"loss": float(step)})
-        loop = worker.Loop(self.run, self._cfg, self._job, worker.Group(), box, recorder)
+        loop = worker.Loop(self.run, self._cfg, self._job, group.Group(), box, recorder)
         with (
             mock.patch.object(worker.ray, "get", lambda value: value),
             mock.patch.object(loop, "chain_grid", return_value=b"a picture"),

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.records.rows import Recorder
 from orchestrator.settings.job import core_config, job_preset
-from orchestrator.training import worker
+from orchestrator.training import group, worker
 
 
 class Told:
@@ -25,7 +25,7 @@ class Told:
             stop_requested=SimpleNamespace(remote=self.ask),
         )
         job = job_preset("digits")
-        self.loop = worker.Loop(None, core_config(job), job, worker.Group(), box, Recorder(0), preemption)
+        self.loop = worker.Loop(None, core_config(job), job, group.Group(), box, Recorder(0), preemption)
 
     def ask(self) -> Callable[[], bool]:
         self.questions.append(self.clock)

@@ -21,7 +21,7 @@ from orchestrator.settings.job import CheckpointConfig, JobConfig, core_config, 
 from orchestrator.settings.overrides import override
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.training import worker
+from orchestrator.training import group, worker
 from orchestrator.training.rollback import Rollback, RollbackPolicy, complete_rollbacks, read_rollbacks, record_rollback
 from tests.ebm_core.tiny import tiny_config
 from workers.testing import write_checkpoint
@@ -133,7 +133,7 @@ class Job:
             post=SimpleNamespace(remote=self.post), stop_requested=SimpleNamespace(remote=lambda: False)
         )
         state = init_state(cfg)
-        loop = worker.Loop(self.run, cfg, self.job, worker.Group(), box, Recorder(0))
+        loop = worker.Loop(self.run, cfg, self.job, group.Group(), box, Recorder(0))
         worker.train_until_done(load(cfg.data, "train"), state, loop)
         return fingerprint(state)
 

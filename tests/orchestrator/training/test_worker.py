@@ -14,7 +14,8 @@ from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, fingerprint, init_state, train_step
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.training.worker import Group, restore
+from orchestrator.training.group import Group
+from orchestrator.training.worker import restore
 from tests.ebm_core.tiny import batch, tiny_config
 
 WORKERS = 8
