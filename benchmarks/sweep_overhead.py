@@ -29,9 +29,9 @@ from orchestrator.records.sweeps import StoredSweep, SweepPlan
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
-from orchestrator.sweep import run_sweep
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_search import trial_of_row
+from orchestrator.sweeps.driver import run_sweep
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.search import trial_of_row
 from orchestrator.training.driver import run_training
 from orchestrator.training.start import resolved
 

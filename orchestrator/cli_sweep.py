@@ -11,7 +11,7 @@ from orchestrator.cli_options import Address, Settings
 from orchestrator.terminal.tables import open_console, print_table
 
 if TYPE_CHECKING:
-    from orchestrator.sweep_plan import SweepRequest
+    from orchestrator.sweeps.plan import SweepRequest
 
 
 def sweep(
@@ -45,7 +45,7 @@ def sweep(
     Examples: ebm sweep table2 --smoke
     ebm sweep digits sampler.step_size='loguniform(0.5,10)' --trials 8 --scheduler asha
     """
-    from orchestrator.sweep_plan import SweepRequest, concurrent_trials, make_plan
+    from orchestrator.sweeps.plan import SweepRequest, concurrent_trials, make_plan
 
     request = SweepRequest(
         preset=preset,
@@ -64,12 +64,12 @@ def sweep(
     plan, base = make_plan(what, request)
     concurrent = concurrent_trials(what, request)
     if dry_run:
-        from orchestrator.sweep_estimate import show_dry_run
+        from orchestrator.sweeps.estimate import show_dry_run
 
         show_dry_run(plan, base, concurrent, address)
         return
     from orchestrator.reports.sweep_table import links, sweep_table
-    from orchestrator.sweep import run_sweep
+    from orchestrator.sweeps.driver import run_sweep
     from orchestrator.terminal.sweep_progress import open_sweep_display
 
     display = open_sweep_display(plan.mode)
@@ -90,7 +90,7 @@ def parse_words(words: Sequence[str]) -> tuple[str, "SweepRequest"]:
     """(WHAT, what is asked for) of `ebm sweep WORDS`. Raises ConfigError, or what the command line raises."""
     from typer.main import get_command
 
-    from orchestrator.sweep_plan import SweepRequest
+    from orchestrator.sweeps.plan import SweepRequest
 
     app = typer.Typer(add_completion=False)
     app.command()(sweep)

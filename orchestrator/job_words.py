@@ -49,7 +49,7 @@ def _check_train(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
 def _check_sweep(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
     """The sweep's own checks, here and not minutes later; its name is that of the job."""
     from orchestrator.cli_sweep import parse_words
-    from orchestrator.sweep_plan import make_plan
+    from orchestrator.sweeps.plan import make_plan
 
     what, request = parse_words(words[1:])
     if what.endswith((".yaml", ".yml")):

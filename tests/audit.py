@@ -31,7 +31,7 @@ BANDIT: dict[tuple[str, str], str] = {
     ("B310", "benchmarks/control_plane.py"): "http to a server that the program itself has started on loopback",
     ("B311", "benchmarks/sweep_kills.py"): "moments of kills in an experiment",
     ("B311", "orchestrator/storage/s3.py"): "jitter of retries",
-    ("B311", "orchestrator/search_space.py"): "draws of a random search, which must repeat",
+    ("B311", "orchestrator/sweeps/ranges.py"): "draws of a random search, which must repeat",
     (
         "B403",
         "ebm_core/data/small.py",

@@ -17,9 +17,9 @@ from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.monitoring.exporter import open_exporter
 from orchestrator.settings.job import JobConfig, job_preset
 from orchestrator.settings.overrides import override
-from orchestrator.sweep import DRIVER_RESOURCES
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_room import find_room
+from orchestrator.sweeps.driver import DRIVER_RESOURCES
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.room import find_room
 from orchestrator.training.driver import scaling
 from tests.conftest import local_ray
 from workers.features.weights import Weights

@@ -22,9 +22,9 @@ from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.ownership import OwnedError
 from orchestrator.storage.run_store import RunStore
-from orchestrator.sweep import _Driver, run_sweep
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_room import find_room
+from orchestrator.sweeps.driver import _Driver, run_sweep
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.room import find_room
 from orchestrator.terminal.sweep_progress import Quiet
 from tests.cluster.test_train_job import ROOT, TINY, Killer, files_of, plain_loop
 

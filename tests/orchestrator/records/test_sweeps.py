@@ -9,7 +9,7 @@ from ebm_core.errors import ConfigError
 from orchestrator.records.sweeps import PlannedTrial, SweepRecord, TrialResult, marked_sweep, sweeps
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import RunStore
-from orchestrator.sweep_plan import SweepRequest, make_plan
+from orchestrator.sweeps.plan import SweepRequest, make_plan
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from orchestrator.records.sweeps import PlannedTrial, StoredSweep, Trial, TrialResult
 from orchestrator.reports.sweep_table import links, mean_and_spread, sweep_table
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_search import trial_of_row
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.search import trial_of_row
 from orchestrator.terminal.sweep_progress import Lines, Quiet
 
 

@@ -9,12 +9,12 @@ from ebm_core.fast.engine import set_threads
 from ebm_core.profile import profile_step
 from orchestrator.cluster.connection import ray_session
 from orchestrator.records.sweeps import PlannedTrial
-from orchestrator.search_space import draw_random, parse_space
 from orchestrator.settings.job import JobConfig, core_config
 from orchestrator.settings.overrides import override
-from orchestrator.sweep_plan import SweepPlan
-from orchestrator.sweep_room import Room, find_room, num_trials
-from orchestrator.sweep_search import trial_of_row, trial_of_search
+from orchestrator.sweeps.plan import SweepPlan
+from orchestrator.sweeps.ranges import draw_random, parse_space
+from orchestrator.sweeps.room import Room, find_room, num_trials
+from orchestrator.sweeps.search import trial_of_row, trial_of_search
 from orchestrator.terminal.tables import open_console, print_table
 from orchestrator.training.start import check_data, resolved
 

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from ebm_core.errors import ConfigError
-from orchestrator.search_space import Range, draw_random, is_range, parse_range, parse_space
 from orchestrator.settings.job import job_preset
 from orchestrator.settings.overrides import override
+from orchestrator.sweeps.ranges import Range, draw_random, is_range, parse_range, parse_space
 
 BASE = job_preset("digits")
 

@@ -24,15 +24,15 @@ from ebm_core.errors import ConfigError
 from orchestrator.cluster import connection, environment, mailbox
 from orchestrator.records import catalogue
 from orchestrator.records.sweeps import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
-from orchestrator.search_space import parse_space
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.ownership import OwnedError, Ownership
 from orchestrator.storage.run_store import RunStore
-from orchestrator.sweep_plan import check_same
-from orchestrator.sweep_room import Room, find_room, num_trials
-from orchestrator.sweep_search import OptunaSuggester, PlannedSearch, RandomSuggester, Trials, asha, trial_of_row
-from orchestrator.sweep_trial import Launch, conclude, launch_tree, planned_of, planned_tree, run_trial
+from orchestrator.sweeps.plan import check_same
+from orchestrator.sweeps.ranges import parse_space
+from orchestrator.sweeps.room import Room, find_room, num_trials
+from orchestrator.sweeps.search import OptunaSuggester, PlannedSearch, RandomSuggester, Trials, asha, trial_of_row
+from orchestrator.sweeps.trial import Launch, conclude, launch_tree, planned_of, planned_tree, run_trial
 from orchestrator.terminal.sweep_progress import Quiet, SweepDisplay
 from orchestrator.training.start import TrainingError, check_data, resolved
 

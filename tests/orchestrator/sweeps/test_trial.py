@@ -13,9 +13,9 @@ from orchestrator.records.sweeps import SweepPlan
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_search import trial_of_row
-from orchestrator.sweep_trial import Launch, conclude, score_history, with_cost
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.search import trial_of_row
+from orchestrator.sweeps.trial import Launch, conclude, score_history, with_cost
 
 SETTINGS = ("train.num_steps=30", "checkpoint.every=10", "evaluation.every=10", "evaluation.metrics=fid_small")
 

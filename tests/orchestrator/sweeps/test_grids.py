@@ -4,9 +4,9 @@ import pytest
 
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
-from orchestrator.grids import GRIDS, SMOKE, find_grid, grid_base
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
+from orchestrator.sweeps.grids import GRIDS, SMOKE, find_grid, grid_base
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -13,10 +13,10 @@ from ray.tune.search import Searcher
 
 from ebm_core.errors import ConfigError
 from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, TrialResult
-from orchestrator.search_space import Range, draw_random, optuna_distribution
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
-from orchestrator.sweep_trial import conclude, score_history
+from orchestrator.sweeps.ranges import Range, draw_random, optuna_distribution
+from orchestrator.sweeps.trial import conclude, score_history
 
 REDUCTION_FACTOR = 3
 """ASHA: of the trials that reach a rung, the best third goes on."""

@@ -7,9 +7,9 @@ import ray
 
 from orchestrator.cluster import resources
 from orchestrator.records.sweeps import SweepPlan
-from orchestrator.search_space import parse_range
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
+from orchestrator.sweeps.ranges import parse_range
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any, cast
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
-from orchestrator.grids import GRIDS, SMOKE, find_grid, grid_base
 from orchestrator.records.rows import METRIC_NAMES, WALL_CLOCK
 from orchestrator.records.sweeps import Row, SweepPlan
-from orchestrator.search_space import is_range, parse_space
 from orchestrator.settings.job import JobConfig, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.settings.trees import flatten
 from orchestrator.storage.run_store import require_run_name
+from orchestrator.sweeps.grids import GRIDS, SMOKE, find_grid, grid_base
+from orchestrator.sweeps.ranges import is_range, parse_space
 
 OF_THIS_MACHINE = (
     "name",

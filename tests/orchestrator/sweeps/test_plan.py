@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ebm_core.errors import ConfigError
-from orchestrator.sweep_plan import SweepRequest, check_same, concurrent_trials, make_plan
+from orchestrator.sweeps.plan import SweepRequest, check_same, concurrent_trials, make_plan
 
 
 def request(*settings: str, **options) -> SweepRequest:

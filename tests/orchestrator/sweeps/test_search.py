@@ -7,12 +7,12 @@ import pytest
 
 from ebm_core.config import to_tree
 from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, TrialResult
-from orchestrator.search_space import parse_space
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_search import OptunaSuggester, RandomSuggester, Suggester, Trials, asha, trial_of_row
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.ranges import parse_space
+from orchestrator.sweeps.search import OptunaSuggester, RandomSuggester, Suggester, Trials, asha, trial_of_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 SPACE = ("sampler.step_size=loguniform(0.1,100)", "sampler.num_steps=randint(2,9)", "loss.kl_weight=choice(0,0.3,1)")
