@@ -30,9 +30,10 @@ from orchestrator.storage.ownership import OwnedError, Ownership
 from orchestrator.storage.run_store import RunStore
 from orchestrator.sweeps.plan import check_same
 from orchestrator.sweeps.ranges import parse_space
+from orchestrator.sweeps.result import conclude
 from orchestrator.sweeps.room import Room, find_room, num_trials
 from orchestrator.sweeps.search import OptunaSuggester, PlannedSearch, RandomSuggester, Trials, asha, trial_of_row
-from orchestrator.sweeps.trial import Launch, conclude, launch_tree, planned_of, planned_tree, run_trial
+from orchestrator.sweeps.trial import Launch, launch_tree, planned_of, planned_tree, run_trial
 from orchestrator.terminal.sweep_progress import Quiet, SweepDisplay
 from orchestrator.training.start import TrainingError, check_data, resolved
 

@@ -16,7 +16,7 @@ from orchestrator.records.sweeps import PlannedTrial, SweepPlan, SweepRecord, Tr
 from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.sweeps.ranges import Range, draw_random, optuna_distribution
-from orchestrator.sweeps.trial import conclude, score_history
+from orchestrator.sweeps.result import conclude, score_history
 
 REDUCTION_FACTOR = 3
 """ASHA: of the trials that reach a rung, the best third goes on."""

@@ -14,8 +14,9 @@ from orchestrator.settings.job import JobConfig
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.result import conclude, score_history
 from orchestrator.sweeps.search import trial_of_row
-from orchestrator.sweeps.trial import Launch, conclude, score_history, with_cost
+from orchestrator.sweeps.trial import Launch, with_cost
 
 SETTINGS = ("train.num_steps=30", "checkpoint.every=10", "evaluation.every=10", "evaluation.metrics=fid_small")
 
