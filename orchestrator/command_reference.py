@@ -133,7 +133,7 @@ def commands() -> Iterator[tuple[str, Any]]:
     """(name, command) of everything that runs: `train`, `data check`, and a group that runs by itself, `runs`."""
     from typer.main import get_command
 
-    from orchestrator.cli import app
+    from orchestrator.cli.app import app
 
     yield from _below(get_command(app), "")
 

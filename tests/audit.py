@@ -23,10 +23,10 @@ BANDIT: dict[tuple[str, str], str] = {
     ("B105", "benchmarks/catalog.py"): "the credentials of a test server in the same process, which checks none",
     (
         "B108",
-        "orchestrator/cli_metrics.py",
+        "orchestrator/cli/metrics.py",
     ): "Ray's own default folder, as the default of an option; nothing is written",
     ("B108", "benchmarks/control_plane.py"): "mkdtemp's own private folder; Ray's sockets need a short path",
-    ("B108", "orchestrator/doctor.py"): "the name of the shared memory's mount, asked for its free space",
+    ("B108", "orchestrator/cli/doctor.py"): "the name of the shared memory's mount, asked for its free space",
     ("B108", "orchestrator/monitoring/values.py"): "Ray's own default folder, in a configuration that Prometheus reads",
     ("B310", "benchmarks/control_plane.py"): "http to a server that the program itself has started on loopback",
     ("B311", "benchmarks/sweep_kills.py"): "moments of kills in an experiment",

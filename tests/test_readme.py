@@ -25,7 +25,7 @@ def test_every_make_target_and_ebm_command_of_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text()
     assert targets >= {"demo", "test"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    from orchestrator.cli import app
+    from orchestrator.cli.app import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     known |= {group.name for group in app.registered_groups}
@@ -79,7 +79,7 @@ def test_the_settings_of_the_paper_map_exist():
 def test_the_commands_of_the_paper_map_are_understood():
     from typer.main import get_command
 
-    from orchestrator.cli import app
+    from orchestrator.cli.app import app
 
     commands = [name.split() for name in paper_map() if name.startswith("ebm ")]
     assert len(commands) >= 10

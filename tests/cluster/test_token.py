@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from orchestrator import doctor
+from orchestrator.cli import doctor
 from orchestrator.cluster.connection import LOOPBACK
 from tests.cluster.test_two_nodes import BIN, Nodes, folder  # noqa: F401
 

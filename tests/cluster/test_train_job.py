@@ -24,7 +24,7 @@ from ebm_core.data import labelled_batches, load
 from ebm_core.errors import CheckpointError, DivergenceError
 from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.cluster import connection, resources
 from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.records import runs, scores
@@ -255,7 +255,7 @@ def test_an_error_in_a_worker_is_one_line_and_status_two(
 
     monkeypatch.setattr(sys, "argv", ["ebm", "train", "digits", *TINY, f"storage={tmp_path}", "name=run"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert end.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("ebm: ") for line in lines) == 1

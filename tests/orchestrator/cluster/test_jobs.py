@@ -13,11 +13,11 @@ import ray
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator import cli
+from orchestrator.cli import app
+from orchestrator.cli.words import check_words
 from orchestrator.cluster import jobs as submit
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.jobs import Job, Jobs, compare_versions, lost_jobs
-from orchestrator.job_words import check_words
 from orchestrator.records import provenance, runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
@@ -38,7 +38,7 @@ def no_cluster_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["ebm", *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     return int(end.value.code or 0)
 
 

@@ -18,7 +18,7 @@ from ebm_core import checkpoint
 from ebm_core.errors import CheckpointError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.evaluation.compose import ComposeRequest, compose, tables
 from orchestrator.evaluation.evaluate import evaluate
 from orchestrator.evaluation.evaluate import tables as evaluate_tables
@@ -169,7 +169,7 @@ def test_a_wrong_word_is_one_line_and_status_two(root: Path, tmp_path: Path, mon
     monkeypatch.setattr(sys, "argv", ["ebm", "compose", *words, "--storage", str(root)])
     before = results(root)
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     error = capsys.readouterr().err
     assert (end.value.code, error.count("\n")) == (2, 1), error
     assert error.startswith("ebm: ")

@@ -18,7 +18,7 @@ from ebm_core.config import TrainConfig
 from ebm_core.data import load
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.trainer import init_state
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.evaluation import ood as study_ood
 from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.evaluation.study import Asked
@@ -193,7 +193,7 @@ def test_the_command_names_weights_and_data_and_how_to_score_again(plain, tmp_pa
     ]
     monkeypatch.setattr("sys.argv", ["ebm", *arguments])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert not end.value.code
     (where, request) = given[0]
     assert (where, request.ood_sets, request.ood_images, request.protocol) == ("tiny", ("noise",), 120, "strict")

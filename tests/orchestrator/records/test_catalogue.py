@@ -12,7 +12,7 @@ import pytest
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.records import catalogue
 from orchestrator.records.rows import Row, part_bytes, part_name
 from orchestrator.records.sweeps import PlannedTrial, SweepRecord, TrialResult
@@ -163,7 +163,7 @@ def test_sorting_puts_the_unknown_last_in_both_directions(store: RunStore):
 def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["ebm", *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     return int(end.value.code or 0)
 
 

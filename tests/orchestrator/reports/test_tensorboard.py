@@ -8,7 +8,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ebm_core.errors import ConfigError
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.reports.tensorboard import EVENTS, write_events
 from orchestrator.reports.write import named_runs
 from orchestrator.storage.run_store import RunStore
@@ -102,12 +102,12 @@ def test_the_command_says_where_and_refuses_what_does_not_go_together(
 ):
     run = store_run(tmp_path / "runs")
     words = ["report", run.name, "--storage", str(tmp_path / "runs"), "--tensorboard", str(tmp_path / "events")]
-    assert cli.app(words, standalone_mode=False) is None
+    assert app.app(words, standalone_mode=False) is None
     assert capsys.readouterr().out.strip() == str(tmp_path / "events" / run.name / EVENTS)
     with pytest.raises(ConfigError, match="leave out --live and --out"):
-        cli.app([*words, "--out", "page.html"], standalone_mode=False)
+        app.app([*words, "--out", "page.html"], standalone_mode=False)
     with pytest.raises(ConfigError, match="'nowhere' is not in"):
-        cli.app(["report", "nowhere", *words[2:]], standalone_mode=False)
+        app.app(["report", "nowhere", *words[2:]], standalone_mode=False)
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path: Path):

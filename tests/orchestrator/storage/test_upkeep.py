@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.interface import Leftover, StorageError
 from orchestrator.storage.run_store import Run, RunStore
@@ -211,7 +211,7 @@ def test_gc_deletes_nothing_reachable_whatever_faults_came_before(states: list, 
 def ebm(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr("sys.argv", ["ebm", *words])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        app.main()
     return int(caught.value.code or 0)
 
 

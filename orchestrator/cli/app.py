@@ -9,18 +9,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator import (
-    cli_compose,
-    cli_evaluate,
-    cli_jobs,
-    cli_metrics,
-    cli_report,
-    cli_runs,
-    cli_storage,
-    cli_sweep,
-    cli_weights,
-)
-from orchestrator.cli_options import Address, Preset, RunName, Settings, Storage, show_result
+from orchestrator.cli import data, evaluate, jobs, metrics, report, runs, sweep
+from orchestrator.cli.options import Address, Preset, RunName, Settings, Storage, show_result
 
 app = typer.Typer(
     name="ebm",
@@ -32,18 +22,18 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get data sets, check the files of one, prepare one for a cluster.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-app.add_typer(cli_runs.app, name="runs")
-app.add_typer(cli_metrics.metrics_app, name="metrics")
-app.command()(cli_evaluate.evaluate)
-data_app.command()(cli_weights.inception)
-data_app.command()(cli_weights.mobilenet)
-app.command()(cli_compose.compose)
-app.command()(cli_sweep.sweep)
-app.command()(cli_report.report)
-app.command(context_settings={"ignore_unknown_options": True})(cli_jobs.submit)
-for command in (cli_jobs.jobs, cli_jobs.logs, cli_jobs.stop, cli_jobs.resume, cli_jobs.clone):
+app.add_typer(runs.app, name="runs")
+app.add_typer(metrics.metrics_app, name="metrics")
+app.command()(evaluate.evaluate)
+data_app.command()(data.inception)
+data_app.command()(data.mobilenet)
+app.command()(evaluate.compose)
+app.command()(sweep.sweep)
+app.command()(report.report)
+app.command(context_settings={"ignore_unknown_options": True})(jobs.submit)
+for command in (jobs.jobs, jobs.logs, jobs.stop, jobs.resume, jobs.clone):
     app.command()(command)
-cli_storage.register(app)
+runs.register(app)
 
 
 @app.command()
@@ -96,7 +86,7 @@ def profile(
 
     Example: ebm profile cifar10 train.batch_size=16 engine.compile=true engine.winograd=true
     """
-    from orchestrator.profile import show_profile
+    from orchestrator.cli.train import show_profile
     from orchestrator.settings.job import job_preset
     from orchestrator.settings.overrides import override
 
@@ -122,7 +112,7 @@ def sample(
 @app.command()
 def doctor(storage: Annotated[str, typer.Option(help="Storage to try.")] = "./runs") -> None:
     """Say what of the environment is missing or unsafe, with its remedy. Exit status 1 if something must be mended."""
-    from orchestrator.doctor import examine
+    from orchestrator.cli.doctor import examine
 
     failed = 0
     colors = {"OK": typer.colors.GREEN, "WARN": typer.colors.YELLOW, "FAIL": typer.colors.RED}

@@ -6,7 +6,7 @@ import torch
 from typer.testing import CliRunner
 
 from ebm_core.profile import PARTS, Clock, profile_step
-from orchestrator.cli import app
+from orchestrator.cli.app import app
 from tests.ebm_core.tiny import tiny_config
 
 

@@ -1,4 +1,4 @@
-"""`ebm profile`: the table of a step."""
+"""`ebm train`, `config` and `profile`."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""`ebm data inception` and `ebm data mobilenet`: install the weights of feature extractors from a file at hand."""
+"""`ebm data`: get data sets and weights, check files, prepare a data set for a cluster."""
 
 from pathlib import Path
 from typing import Annotated, Optional

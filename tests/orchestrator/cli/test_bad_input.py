@@ -12,7 +12,7 @@ from ebm_core.checkpoint import MANIFEST, write_shards, write_shared
 from ebm_core.config import TrainConfig
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state, train_step
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.records import runs
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
@@ -82,7 +82,7 @@ def here(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["ebm", *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     return int(end.value.code or 0), capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator.cli_options import RunName, Settings, Storage, show_result
+from orchestrator.cli.options import RunName, Settings, Storage, show_result
 from orchestrator.terminal.tables import open_console
 
 Dashboard = Annotated[
@@ -38,7 +38,7 @@ def submit(
 
     Example: ebm submit train cifar10 storage=s3://bucket/runs cluster.num_workers=4 --address http://head:8265 --follow
     """
-    from orchestrator.job_words import check_words
+    from orchestrator.cli.words import check_words
 
     run, words, settings = check_words(command)
     _submit(run, words, settings, address, follow, json_)
@@ -156,7 +156,7 @@ def _train(job: Any, prefix: str | None, address: str | None) -> None:
 def _submit_again(
     command: str, run: str, settings: list[str] | None, storage: str, address: str | None, follow: bool
 ) -> None:
-    from orchestrator.job_words import check_words
+    from orchestrator.cli.words import check_words
 
     words = [command, run, *(settings or [])]
     if "/" not in run:

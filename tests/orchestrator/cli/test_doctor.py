@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import doctor
+from orchestrator.cli import doctor
 
 
 def states(findings) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from orchestrator.cli_options import Storage
+from orchestrator.cli.options import Storage
 
 
 def report(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from orchestrator.cli_options import Address, Settings
+from orchestrator.cli.options import Address, Settings
 from orchestrator.terminal.tables import open_console, print_table
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ def check_words(words: Sequence[str]) -> tuple[str, list[str], dict[str, Any] | 
 
     Raises ConfigError for what would fail there: unknown settings, a store that only this machine has.
     """
-    from orchestrator.cli_jobs import COMMANDS
+    from orchestrator.cli.jobs import COMMANDS
 
     if not words or words[0] not in COMMANDS:
         raise ConfigError(f"{(words or ['?'])[0]!r} cannot be submitted; known are {', '.join(COMMANDS)}")
@@ -48,7 +48,7 @@ def _check_train(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
 
 def _check_sweep(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
     """The sweep's own checks, here and not minutes later; its name is that of the job."""
-    from orchestrator.cli_sweep import parse_words
+    from orchestrator.cli.sweep import parse_words
     from orchestrator.sweeps.plan import make_plan
 
     what, request = parse_words(words[1:])

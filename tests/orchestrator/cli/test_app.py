@@ -11,13 +11,13 @@ import pytest
 
 from ebm_core.config import to_tree
 from ebm_core.errors import DivergenceError
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.records import provenance, runs
 from orchestrator.settings.job import job_preset, parse
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import RunStore
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def ebm(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """The exit status of `ebm` with these words, inside this process."""
     monkeypatch.setattr(sys, "argv", ["ebm", *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     return int(end.value.code or 0)
 
 
@@ -148,13 +148,13 @@ def test_a_run_without_a_checkpoint_cannot_be_sampled(
 
 
 def test_divergence_has_its_own_status(capsys: pytest.CaptureFixture[str]):
-    assert cli._explain(DivergenceError(7, 1e9, 10.0)) == 3
+    assert app._explain(DivergenceError(7, 1e9, 10.0)) == 3
     assert capsys.readouterr().err.startswith("ebm: diverged at step 7: ")
 
 
 def test_a_fault_of_the_program_is_not_dressed_up_as_bad_input():
     with pytest.raises(ZeroDivisionError):
-        cli._explain(ZeroDivisionError())
+        app._explain(ZeroDivisionError())
 
 
 def test_numbered_names_are_the_next_free_ones(tmp_path: Path):
