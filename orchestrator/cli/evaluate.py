@@ -1,4 +1,4 @@
-"""`ebm evaluate`."""
+"""`ebm evaluate`, `compose` and `sample`: scores and images of stored models."""
 
 import sys
 from pathlib import Path
@@ -173,3 +173,18 @@ def compose(
         print_table(table.title, table.columns, table.rows)
     for place in written:
         open_console().print(f"written to {place}", soft_wrap=True)
+
+
+def sample(
+    run: RunName,
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images.")] = 64,
+    out: Annotated[Optional[Path], typer.Option(help="PNG file to write. Default: <run>-<step>.png here.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(min=0, help="Samples of one seed are the same each time.")] = 0,
+    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Langevin steps. Default: sampler.generate_steps.")] = None,
+    storage: Storage = "./runs",
+) -> None:
+    """Draw images from the averaged (EMA) model of a stored run."""
+    from orchestrator.evaluation.sample import draw_grid
+
+    print(draw_grid(run, storage=storage, count=count, out=out, seed=seed, step=checkpoint, num_steps=steps))

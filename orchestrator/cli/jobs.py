@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from orchestrator.cli.options import RunName, Settings, Storage, show_result
+from orchestrator.cli.words import COMMANDS
 from orchestrator.terminal.tables import open_console
 
 Dashboard = Annotated[
@@ -22,7 +23,6 @@ JobName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name (its n
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show what the job prints until it ends.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-COMMANDS = ("train", "sweep", "evaluate", "resume", "clone")
 STATUS_STOPPED = 143
 
 

@@ -1,7 +1,9 @@
 """`ebm sweep`."""
 
 import dataclasses
+import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -11,7 +13,9 @@ from orchestrator.cli.options import Address, Settings
 from orchestrator.terminal.tables import open_console, print_table
 
 if TYPE_CHECKING:
-    from orchestrator.sweeps.plan import SweepRequest
+    from orchestrator.settings.job import JobConfig
+    from orchestrator.sweeps.estimate import Estimate
+    from orchestrator.sweeps.plan import SweepPlan, SweepRequest
 
 
 def sweep(
@@ -64,8 +68,6 @@ def sweep(
     plan, base = make_plan(what, request)
     concurrent = concurrent_trials(what, request)
     if dry_run:
-        from orchestrator.sweeps.estimate import show_dry_run
-
         show_dry_run(plan, base, concurrent, address)
         return
     from orchestrator.reports.sweep_table import links, sweep_table
@@ -98,3 +100,53 @@ def parse_words(words: Sequence[str]) -> tuple[str, "SweepRequest"]:
     given["settings"] = tuple(given["settings"] or ())
     fields = {field.name for field in dataclasses.fields(SweepRequest)}
     return given["what"], SweepRequest(**{name: value for name, value in given.items() if name in fields})
+
+
+SHOWN = 40
+
+
+def show_dry_run(plan: "SweepPlan", base: "JobConfig", max_concurrent: int | None, address: str | None) -> None:
+    """Print what a sweep would do. Nothing is stored; a Ray is asked what it has, or started for a moment."""
+    from ebm_core.errors import EbmError
+    from orchestrator.cluster.connection import ray_session
+    from orchestrator.sweeps.estimate import MEASURED_STEPS, STARTUP_S, estimate, planned_trials
+    from orchestrator.sweeps.room import find_room
+    from orchestrator.training.start import resolved
+
+    base = resolved(base)
+    with ray_session(address):
+        room = find_room(plan, base, max_concurrent)
+    trials = planned_trials(plan, base)
+    try:
+        times, why = estimate(trials, base, room), ""
+    except EbmError as error:
+        times, why = {}, " ".join(str(error).split())
+    rows = [
+        (trial.run, _minutes(times[trial.trial]) if times else "-", " ".join(trial.settings))
+        for trial in trials[:SHOWN]
+    ]
+    print_table(f"sweep {plan.name}: {len(trials)} trials", ("run", "training", "settings"), rows)
+    say = open_console().print
+    if len(trials) > SHOWN:
+        say(f"... and {len(trials) - SHOWN} more")
+    if plan.search == "optuna" and plan.kind == "search":
+        say("Optuna chooses settings by results: these are a random search's, to show their range and cost")
+    gpus = f" and {room.gpus:g} GPUs" if room.gpus else ""
+    say(f"each reserves {room.cpus:g} CPUs{gpus}; {room.concurrent} at a time on this Ray")
+    if not times:
+        say(f"no estimate of time: {why}", markup=False, soft_wrap=True)
+        return
+    total = math.fsum(one.seconds + STARTUP_S for one in times.values())
+    kinds = Counter(one.measured for one in times.values())
+    say(
+        f"about {total / room.concurrent / 60:.0f} minutes, {total * room.cpus / 3600:.2g} CPU-hours: {MEASURED_STEPS} "
+        f"steps were timed for {kinds[True]} trials"
+        f"{f', {kinds[False]} more were taken to be like them' if kinds[False] else ''}; {STARTUP_S:g} s for each "
+        "trial's start and end; scores come on top, and so do busy neighbours"
+    )
+
+
+def _minutes(one: "Estimate") -> str:
+    minutes = one.seconds / 60
+    text = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return text if one.measured else f"~{text}"

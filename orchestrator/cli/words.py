@@ -12,6 +12,7 @@ from orchestrator.settings.job import job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import require_run_name
 
+COMMANDS = ("train", "sweep", "evaluate", "resume", "clone")
 NEEDS_FILES = "nodes of the cluster look for it elsewhere; name a folder that each of them sees, from the root"
 
 
@@ -20,8 +21,6 @@ def check_words(words: Sequence[str]) -> tuple[str, list[str], dict[str, Any] | 
 
     Raises ConfigError for what would fail there: unknown settings, a store that only this machine has.
     """
-    from orchestrator.cli.jobs import COMMANDS
-
     if not words or words[0] not in COMMANDS:
         raise ConfigError(f"{(words or ['?'])[0]!r} cannot be submitted; known are {', '.join(COMMANDS)}")
     if words[0] == "train":

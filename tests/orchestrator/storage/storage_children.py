@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.run_store import RunStore
-from workers.testing import upload_checkpoint, write_checkpoint
+from tests.store_contract import upload_checkpoint, write_checkpoint
 
 CALLS = ("open", "fsync", "replace", "link", "unlink", "rmdir", "mkdir")
 """What a write is made of. A process is killed before each of them, and once more after it."""

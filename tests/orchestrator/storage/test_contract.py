@@ -12,7 +12,7 @@ from orchestrator.storage.interface import ObjectStore, StorageError
 from orchestrator.storage.run_store import RunStore
 from orchestrator.storage.s3 import S3Store
 from tests.faults import moto_bucket
-from workers.testing import BAD_KEYS, RUN_CHECKS, STORE_CHECKS, Check, write_checkpoint
+from tests.store_contract import BAD_KEYS, RUN_CHECKS, STORE_CHECKS, Check, write_checkpoint
 
 Open = Callable[[str], ObjectStore]
 

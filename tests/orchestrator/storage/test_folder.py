@@ -13,7 +13,7 @@ from ebm_core.manifest import verify
 from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.interface import ObjectMissing, StorageError
 from orchestrator.storage.run_store import RunStore
-from workers.testing import write_checkpoint
+from tests.store_contract import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
 

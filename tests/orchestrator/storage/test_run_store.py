@@ -18,7 +18,7 @@ from orchestrator.storage.folder import FolderStore
 from orchestrator.storage.interface import ObjectMissing, StorageError
 from orchestrator.storage.run_store import RunStore, open_store, require_run_name
 from orchestrator.storage.s3 import S3Store
-from workers.testing import flip_bit, write_checkpoint
+from tests.store_contract import flip_bit, write_checkpoint
 
 
 def test_folders_are_named_by_path_or_file_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

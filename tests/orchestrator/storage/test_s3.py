@@ -13,7 +13,7 @@ from orchestrator.storage.interface import ObjectMissing, StorageError
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.storage.s3 import S3Store
 from tests.faults import FaultProxy, fault_proxy, make_bucket, moto_server
-from workers.testing import upload_checkpoint, write_checkpoint
+from tests.store_contract import upload_checkpoint, write_checkpoint
 
 SECRET = "test-secret-never-shown"
 BOUND_S = 15.0

@@ -17,7 +17,7 @@ from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.storage.s3 import S3Store
 from orchestrator.storage.upkeep import collect, examine
 from tests.faults import moto_bucket
-from workers.testing import (
+from tests.store_contract import (
     CHECKPOINT_FILES,
     DAMAGES,
     checkpoint_keys,

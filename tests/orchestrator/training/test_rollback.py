@@ -24,7 +24,7 @@ from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.training import group, worker
 from orchestrator.training.rollback import Rollback, RollbackPolicy, complete_rollbacks, read_rollbacks, record_rollback
 from tests.ebm_core.tiny import tiny_config
-from workers.testing import write_checkpoint
+from tests.store_contract import write_checkpoint
 
 POLICY = RollbackPolicy(enabled=True, lr=0.4, lr_factor=0.5, max_rollbacks=2)
 

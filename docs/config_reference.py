@@ -1,4 +1,4 @@
-"""docs/configuration.md, made from the configuration's own classes: `python -m orchestrator.config_reference`.
+"""docs/configuration.md, made from the configuration's own classes: `python -m docs.config_reference`.
 
 A setting's meaning is the docstring that stands below its field; a setting without one is listed by its name alone.
 """
@@ -16,7 +16,7 @@ from orchestrator.settings.job import JobConfig
 HEAD = """\
 # Configuration
 
-Made by `python -m orchestrator.config_reference` from the classes that check the settings; a test compares them.
+Made by `python -m docs.config_reference` from the classes that check the settings; a test compares them.
 
 Every setting is a dotted path, given as `path=value` to `ebm train`, `ebm config`, `ebm sweep` and `ebm submit`.
 Defaults are the paper's CIFAR-10 run (Appendix A.2); `ebm config PRESET` prints what a preset makes of them.

@@ -2,13 +2,13 @@ import re
 import shlex
 from pathlib import Path
 
-from orchestrator.command_reference import USE, commands, reference
+from docs.command_reference import USE, commands, reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 
 
 def test_the_page_is_the_one_that_the_commands_make():
-    assert PAGE.read_text() == reference(), "run: python -m orchestrator.command_reference > docs/commands.md"
+    assert PAGE.read_text() == reference(), "run: python -m docs.command_reference > docs/commands.md"
 
 
 def test_every_command_has_a_section_and_every_option_a_row_with_a_meaning():

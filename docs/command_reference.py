@@ -1,4 +1,4 @@
-"""docs/commands.md, made from the commands themselves: `python -m orchestrator.command_reference`.
+"""docs/commands.md, made from the commands themselves: `python -m docs.command_reference`.
 
 What a command does, its example and its options are what `ebm COMMAND --help` prints. Written here is only when to use
 it: one line in USE for each command, with further examples, each of which a test parses.
@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 HEAD = """\
 # Commands
 
-Made by `python -m orchestrator.command_reference` from the commands themselves; a test compares them.
+Made by `python -m docs.command_reference` from the commands themselves; a test compares them.
 `ebm COMMAND --help` prints what a command does, and its options, on a terminal.
 
 - **PRESET** is one of {presets}. **PATH=VALUE** is any setting of [the configuration](configuration.md).

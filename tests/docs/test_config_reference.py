@@ -2,8 +2,8 @@ import dataclasses
 from pathlib import Path
 from typing import get_type_hints
 
+from docs.config_reference import meanings, reference
 from ebm_core.config import to_tree
-from orchestrator.config_reference import meanings, reference
 from orchestrator.settings.job import JobConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -15,7 +15,7 @@ def leaves(tree, prefix=""):
 
 
 def test_the_page_is_the_one_that_the_classes_make():
-    assert PAGE.read_text() == reference(), "run: python -m orchestrator.config_reference > docs/configuration.md"
+    assert PAGE.read_text() == reference(), "run: python -m docs.config_reference > docs/configuration.md"
 
 
 def test_every_setting_is_listed_with_a_meaning():
