@@ -312,7 +312,7 @@ def simulate(plan: Plan, storage: str) -> dict[str, Any]:
     store = RunStore(storage)
     runs.create(store, job, {})
     display, launched = Lag(), time.time()
-    shared = mock.patch.object(driver.cluster, "is_shared", return_value=True)  # so that values go to the exporter
+    shared = mock.patch.object(driver.connection, "is_shared", return_value=True)  # so that values go to the exporter
     with Sampler() as sampler, shared:
         Simulation(job, store.run(str(job.name)), display, plan).work({"CPU": 1})
     ranks = [json.loads(path.read_text()) for path in Path(plan.folder).glob("figures-*.json")]

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.cli.train import profile_step
+from ebm_core.profile import profile_step
 from orchestrator.settings.job import core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.interface import StorageError
