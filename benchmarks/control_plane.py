@@ -42,7 +42,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state
-from orchestrator.cluster import connection, environment
+from orchestrator.cluster import connection, environment, ray_internals
 from orchestrator.records import rows, runs
 from orchestrator.settings.job import JobConfig, core_config, job_preset, parse
 from orchestrator.settings.overrides import override
@@ -373,7 +373,7 @@ def own_ray(cpus: int) -> Iterator[None]:
     """A Ray that believes in so many processors, with a folder of its own; it starts no worker in advance."""
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: a socket's path has at most 107 characters
     try:
-        with connection._loopback():
+        with ray_internals.loopback():
             ray.init(
                 address="local",
                 num_cpus=cpus,

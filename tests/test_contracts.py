@@ -1,6 +1,8 @@
 """Who may know whom, what is public, and losses that must not change by accident."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,12 @@ from ebm_core.trainer import init_state, train_step
 from tests.ebm_core.tiny import batch, tiny_config
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    str(path.relative_to(ROOT))
+    for package in ("ebm_core", "workers", "orchestrator")
+    for path in (ROOT / package).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +43,55 @@ def loaded_by(module: str, candidates: list[str]) -> list[str]:
     """Those of the candidates that a new process has loaded once it has imported the module."""
     code = f"import json, sys, {module}; print(json.dumps([m for m in {candidates!r} if m in sys.modules]))"
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_rays_private_api_stands_in_one_file():
+    private = re.compile(r"_private|_raylet|gcs_pb2|_base_exc|_TorchBackend|_node_ip_address")
+    found = {file for file in SOURCES if private.search((ROOT / file).read_text())}
+    assert found == {"orchestrator/cluster/ray_internals.py"}
+
+
+def test_each_use_of_rays_private_api_says_what_would_replace_it():
+    tree = ast.parse((ROOT / "orchestrator/cluster/ray_internals.py").read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert len(functions) >= 8
+    for function in functions:
+        text = " ".join((ast.get_docstring(function) or "").split())
+        assert "Private because" in text, function.name
+        assert "would replace it" in text, function.name
+
+
+PRINTERS = {"workers/ood.py": "a command of its own: `python -m workers.ood FILE`"}
+"""Files outside cli/ and terminal/ that print, with the reason."""
+
+
+def test_only_the_command_line_and_the_terminal_print():
+    rooms = ("orchestrator/cli/", "orchestrator/terminal/")
+    found = {file for file in SOURCES if not file.startswith(rooms) and prints((ROOT / file).read_text())}
+    assert found == set(PRINTERS)
+
+
+def prints(source: str) -> bool:
+    """Whether a module calls print, writes to a standard stream, or opens a console."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "typer.echo", "Console", "open_console"):
+            return True
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr", "rich.print"):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print(1)",
+        "import typer\ntyper.echo('a')",
+        "sys.stderr.write('a')",
+        "from rich.console import Console\nConsole()",
+    ],
+)
+def test_every_way_to_print_is_seen(source: str):
+    assert prints(source)
 
 
 def test_the_public_names_are_the_recorded_ones():

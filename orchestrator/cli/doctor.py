@@ -158,13 +158,13 @@ def _listening(table: str) -> dict[str, tuple[str, int]]:
 
 def _ray_sockets() -> set[str]:
     """Socket inodes of processes whose command line belongs to Ray; those of other users cannot be read."""
+    from orchestrator.cluster.ray_internals import PROCESSES
+
     inodes = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
-            if not any(
-                word in command for word in (b"raylet", b"gcs_server", b"ray::", b"/ray/dashboard", b"/ray/_private")
-            ):
+            if not any(word in command for word in PROCESSES):
                 continue
             links = [os.readlink(fd) for fd in (process / "fd").iterdir()]
         except OSError:

@@ -187,4 +187,7 @@ def sample(
     """Draw images from the averaged (EMA) model of a stored run."""
     from orchestrator.evaluation.sample import draw_grid
 
-    print(draw_grid(run, storage=storage, count=count, out=out, seed=seed, step=checkpoint, num_steps=steps))
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    print(draw_grid(run, storage=storage, count=count, out=out, seed=seed, step=checkpoint, num_steps=steps, say=say))

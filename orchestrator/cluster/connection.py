@@ -9,11 +9,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 
 from ebm_core.errors import EbmError
+from orchestrator.cluster import ray_internals
 
 QUIET_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -44,14 +45,14 @@ def start_ray(address: str | None = None, say: Callable[[str], None] = lambda _:
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
-    _show_token()
+    ray_internals.show_token()
     named = address or os.environ.get("RAY_ADDRESS") or None
     found, alone = _find(named)
-    with _loopback() if alone else contextlib.nullcontext():
+    with ray_internals.loopback() if alone else contextlib.nullcontext():
         if found is None:
             say("starting a Ray on this machine")
             _make_token()
-            _init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+            _init(address="local", include_dashboard=False, **ray_internals.LOOPBACK_ADDRESS)
         else:
             say(f"joining the Ray at {found}")
             _init(address=found)
@@ -64,46 +65,8 @@ def _find(named: str | None) -> tuple[str | None, bool]:
             return found, False
     except ClusterError:
         pass  # one that listens on loopback alone does not answer at this machine's other address
-    with _loopback():
+    with ray_internals.loopback():
         return _find_address(named), True
-
-
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0, Ray keeps the address 127.0.0.1 that it is given; by default on Linux it looks for one that other machines
-can reach, and its processes listen on all."""
-
-
-@contextlib.contextmanager
-def _loopback() -> Iterator[None]:
-    """A Ray started inside listens on loopback alone, unless the user has set the variable to something else."""
-    from ray._private import ray_constants
-
-    if os.environ.get(LOOPBACK, "0") != "0":
-        yield
-        return
-    before, had = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(LOOPBACK)
-    ray_constants.ENABLE_RAY_CLUSTER, os.environ[LOOPBACK] = False, "0"  # this process has read it, its children not
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        if had is None:
-            del os.environ[LOOPBACK]
-
-
-def _show_token() -> None:
-    """Have this process show the user's token, if there is one and nothing says otherwise.
-
-    `ray start` asks for it as soon as it lies there; Ray's clients show it only when RAY_AUTH_MODE tells them to. A
-    cluster that asks for none does not mind.
-    """
-    from ray import _raylet
-
-    native: Any = _raylet
-    token = native.AuthenticationTokenLoader.instance()
-    if "RAY_AUTH_MODE" not in os.environ and token.has_token(ignore_auth_mode=True):
-        os.environ["RAY_AUTH_MODE"] = "token"
-        native.Config.initialize("")  # Ray has read its environment by now
 
 
 def _make_token() -> None:
@@ -119,10 +82,8 @@ def _make_token() -> None:
 
 def _find_address(named: str | None) -> str | None:
     """host:port of the Ray to join; None when none was named and none runs here."""
-    from ray._private import services
-
     try:
-        found = services.canonicalize_bootstrap_address(named or cast(str, None))  # None: look for one
+        found = ray_internals.bootstrap_address(named)
     except (ConnectionError, ValueError) as why:
         raise ClusterError(f"--address {named}: {first_line(why)}") from None
     if found is None or "://" in found or _answers(found):
@@ -144,10 +105,8 @@ def _answers(address: str) -> bool:
 
 
 def _init(**kwargs: Any) -> None:
-    from ray._private import worker
-
     logging.getLogger("ray").setLevel(logging.ERROR)
-    worker._worker_logs_enabled = False  # else the cluster's warnings appear on our stdout, amid a command's own lines
+    ray_internals.no_cluster_messages()
     try:
         with _interrupts_wait():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **kwargs)
@@ -187,10 +146,7 @@ def first_line(why: BaseException) -> str:
 
 def is_shared() -> bool:
     """Whether this Ray was there before this process, and stays: one that ends with us nobody watches from outside."""
-    from ray._private import worker
-
-    node = worker._global_node
-    return node is not None and not node.head
+    return ray_internals.is_head() is False
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import ray
 
+from orchestrator.cluster import ray_internals
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.settings.job import JobConfig
 
@@ -56,20 +56,12 @@ def remove_orphaned_groups() -> int:
     restarted job waits for CPUs that nobody uses. Trials of a sweep share a Ray job: their makers are alive, or a
     driver, as of what Tune reserves, which Ray's table has as a dead actor without a name.
     """
-    from ray._private.state import state
-    from ray.core.generated import gcs_pb2
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id()).binary()
-    table_data: Any = gcs_pb2
-    kind, removed = table_data.PlacementGroupTableData, 0
-    for packed in state._connect_and_get_accessor().get_placement_group_table():
-        group = kind.FromString(packed)
-        orphan = group.creator_actor_dead and group.creator_actor_id != ray.ActorID.nil().binary()
-        if group.creator_job_id == job and orphan and not group.is_detached and group.state != kind.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-            removed += 1
-    return removed
+    orphans = ray_internals.orphaned_groups()
+    for group in orphans:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+    return len(orphans)
 
 
 def free_cpus() -> float:

@@ -1,7 +1,7 @@
 """`ebm sample`: images from the averaged model of a stored run."""
 
-import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,18 +26,19 @@ def draw_grid(
     seed: int = 0,
     step: int | None = None,
     num_steps: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write a PNG grid of `count` samples and return its path.
 
     `run_name` is a name below `storage`, a folder of a run, or its URI; `step` a stored checkpoint (None: the newest
-    sound one); `num_steps` replaces sampler.generate_steps. Raises ConfigError for an unknown run, CheckpointError when
-    it has no such checkpoint.
+    sound one); `num_steps` replaces sampler.generate_steps. `say` hears of damaged checkpoints. Raises ConfigError for
+    an unknown run, CheckpointError when it has no such checkpoint.
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.absolute().parent} does not exist")
     run = open_run(run_name, storage)
     with tempfile.TemporaryDirectory(prefix="ebm-sample-") as temp:
-        found = run.newest_sound(Path(temp), _warn) if step is None else (step, run.fetch_checkpoint(step, Path(temp)))
+        found = run.newest_sound(Path(temp), say) if step is None else (step, run.fetch_checkpoint(step, Path(temp)))
         if found is None:
             raise CheckpointError(f"run {run.uri} has no checkpoint yet")
         png = grid_png(sample_checkpoint(found[1], count, seed, num_steps))
@@ -63,7 +64,3 @@ def sample_checkpoint(folder: Path, count: int, seed: int, num_steps: int | None
     elif cfg.data.condition == "attributes":
         rows = condition_table(load(cfg.data, "train"), cfg.data)
     return generate_images(model, cfg, seed=seed, count=count, rows=rows)
-
-
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr)

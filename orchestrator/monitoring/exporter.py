@@ -7,7 +7,7 @@ time and removes them at its end; those of a driver that died stay to be alerted
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Exporter(Collector):
 
     def __init__(self, folder: str, port: int = 0, host: str = "127.0.0.1") -> None:
         """Listens on host:port (0: a free port), nowhere else, and writes `folder`/SD_FILE, which names it."""
-        self._runs: dict[str, tuple[float, list[Sample]]] = {}
+        self._runs: dict[str, tuple[float, list[tuple[Any, ...]]]] = {}
         registry = CollectorRegistry()
         registry.register(self)
         self._server, self._thread = start_http_server(port, host, registry)
@@ -40,9 +40,9 @@ class Exporter(Collector):
         draft.write_text(json.dumps([{"labels": {"job": "ebm"}, "targets": [self.target]}]))
         draft.replace(self._file)
 
-    def update(self, run: str, samples: list[Sample]) -> None:
+    def update(self, run: str, samples: Iterable[tuple[Any, ...]]) -> None:
         """Replace all values of a run."""
-        self._runs[run] = (time.time(), samples)
+        self._runs[run] = (time.time(), list(samples))
 
     def remove(self, run: str) -> None:
         """Forget a run."""
@@ -78,8 +78,11 @@ class Exporter(Collector):
         yield from families.values()
 
 
-def open_exporter() -> Any:
-    """The cluster's exporter: the one that is there, else a new one on the head node. Waits for nothing."""
+def open_exporter(find_folder: Callable[[], str]) -> Any:
+    """The cluster's exporter: the one that is there, else a new one on the head node. Waits for nothing.
+
+    find_folder: where Ray keeps its service-discovery file, asked on the head node.
+    """
     return (
         ray.remote(_ExporterActor)
         .options(
@@ -92,36 +95,44 @@ def open_exporter() -> Any:
             max_restarts=-1,
             scheduling_strategy="DEFAULT",  # a sweep's trial may ask: not within what it reserved
         )
-        .remote()
+        .remote(find_folder)
     )
 
 
 class _ExporterActor(Exporter):
     """The exporter beside Ray's own service-discovery file."""
 
-    def __init__(self) -> None:
-        from ray._private import worker
-
-        node: Any = worker._global_node
+    def __init__(self, find_folder: Callable[[], str]) -> None:
         port = int(os.environ.get(PORT_VARIABLE) or 0)
-        super().__init__(node.get_temp_dir_path(), port, ray.util.get_node_ip_address())  # loopback, if Ray is there
+        super().__init__(find_folder(), port, ray.util.get_node_ip_address())  # loopback, if Ray is there
+
+
+def plain(samples: Iterable[Sample]) -> list[tuple[Any, ...]]:
+    """The samples as they travel: an exporter runs on with the code that it was started with, which need not know our
+    classes by our names for them."""
+    return [tuple(sample) for sample in samples]
 
 
 class Link:
     """What a driver holds of the exporter. Whatever goes wrong there costs the numbers, never the training."""
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note, self._actor = note, None
+    def __init__(self, note: Callable[[str], None], find_folder: Callable[[], str]) -> None:
+        self._note, self._actor, self._sent = note, None, None
         try:
-            self._actor = open_exporter()
+            self._actor = open_exporter(find_folder)
         except Exception as why:
             self._lost(why)
 
     def send(self, run: str, samples: list[Sample]) -> None:
-        """Pass on a run's values, without waiting."""
+        """Pass on a run's values, without waiting. One that the exporter could not read is heard of at the next."""
         if self._actor is not None:
             try:
-                self._actor.update.remote(run, samples)
+                if self._sent is None or ray.wait([self._sent], timeout=0)[0]:
+                    earlier, self._sent = self._sent, self._actor.update.remote(run, plain(samples))
+                    if earlier is not None:
+                        ray.get(earlier)
+                else:
+                    self._actor.update.remote(run, plain(samples))
             except Exception as why:
                 self._lost(why)
 

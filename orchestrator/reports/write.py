@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,7 +95,7 @@ def follow(names: Sequence[str], *, storage: str, out: Path | None, every_s: int
             except EbmError as error:
                 say(f"could not write the page ({error}); trying again")
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        say("")  # the terminal shows ^C on the line before
     return write_report(names, storage=storage, out=out)
 
 

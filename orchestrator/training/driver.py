@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from ebm_core.config import to_tree
 from ebm_core.errors import DivergenceError, EbmError
-from orchestrator.cluster import connection, environment, mailbox
+from orchestrator.cluster import connection, environment, mailbox, ray_internals
 from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, worker_resources
 from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.monitoring.exporter import Link
@@ -141,7 +141,7 @@ class _Supervisor:
         """Train, score, and say what there is. Raises the EbmError of a worker, or TrainingError."""
         self._mailbox = mailbox.open_mailbox()
         self._scorer = Scorer(self._job, self._run)
-        link = Link(self._display.note) if connection.is_shared() else None
+        link = Link(self._display.note, ray_internals.temp_folder) if connection.is_shared() else None
         self._meter = Meter(self._run.name, self._job.train.num_steps, link)
         try:
             with self._signals():
@@ -299,7 +299,7 @@ def _own_error(error: BaseException) -> EbmError | None:
     """The EbmError among the failures of the workers, if there is one."""
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
-        inner = getattr(failure, "_base_exc", failure)
+        inner = ray_internals.cause(failure)
         if isinstance(inner, EbmError):
             return inner
     return error if isinstance(error, EbmError) else None
@@ -307,6 +307,6 @@ def _own_error(error: BaseException) -> EbmError | None:
 
 def _one_line(error: BaseException) -> str:
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    inner = getattr(failures[0], "_base_exc", failures[0])
+    inner = ray_internals.cause(failures[0])
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{type(inner).__name__}: {lines[0] if lines else ''}"

@@ -14,10 +14,9 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 from torch import Tensor
 
-from orchestrator.training import group
+from orchestrator.cluster import ray_internals
 
 
 def use_nodes_interface() -> None:
@@ -40,11 +39,11 @@ COLLECTIVE_TIMEOUT_S = 600
 """After so long without an answer from its peers a worker gives up, and the job restarts from its newest checkpoint."""
 
 
-class _Backend(_TorchBackend):
+class _Backend(ray_internals.torch_backend()):
     """Ray's process group, on the network of the node's address."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(group.use_nodes_interface)
+        worker_group.execute(use_nodes_interface)
         super().on_start(worker_group, backend_config)
 
 

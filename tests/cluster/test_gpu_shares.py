@@ -9,7 +9,7 @@ import ray
 from ray.train import RunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.cluster import connection
+from orchestrator.cluster import connection, ray_internals
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.resources import places, worker_resources
 from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
@@ -72,7 +72,7 @@ def test_what_a_trial_starts_may_lie_outside_of_what_it_has_reserved(tmp_path: P
     def start() -> list[Any]:
         fetch = FetchCheckpoint(str(tmp_path), "run", {})
         request = EvaluationRequest(metrics=("energy_gap",), use_gpu=True)
-        return [open_exporter(), new_actor(fetch, request, Weights.default(), num_cpus=0)]
+        return [open_exporter(ray_internals.temp_folder), new_actor(fetch, request, Weights.default(), num_cpus=0)]
 
     trial = ray.remote(num_cpus=0, scheduling_strategy=inside)(start)
     for actor in ray.get(trial.remote()):

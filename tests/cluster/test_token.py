@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from orchestrator.cli import doctor
-from orchestrator.cluster.connection import LOOPBACK
+from orchestrator.cluster.ray_internals import LOOPBACK
 from tests.cluster.test_two_nodes import BIN, Nodes, folder  # noqa: F401
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
