@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ebm_core
+import orchestrator
 from ebm_core.trainer import init_state, train_step
 from tests.ebm_core.tiny import batch, tiny_config
 
@@ -37,6 +38,15 @@ def test_importing_a_package_loads_nothing_from_outside_its_room(package, forbid
 def test_a_process_of_a_job_starts_without_what_only_some_scores_need(module: str):
     # A job starts five processes or more, and these libraries cost each of them over a second of a core.
     assert loaded_by(module, ["sklearn", "scipy", "matplotlib", "torchvision", "boto3"]) == []
+
+
+def test_what_may_be_called_from_python_is_loaded_when_it_is_asked_for():
+    assert loaded_by("orchestrator", ["ray", "torch", "pydantic", "boto3", "typer"]) == []
+    assert sorted(orchestrator._HOMES) == orchestrator.__all__
+    for name in orchestrator.__all__:
+        assert callable(getattr(orchestrator, name)), name
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        orchestrator.train  # noqa: B018
 
 
 def loaded_by(module: str, candidates: list[str]) -> list[str]:

@@ -31,11 +31,9 @@ from orchestrator.settings.job import JobConfig
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.terminal.progress import Display, Silent
-from orchestrator.training.group import COLLECTIVE_TIMEOUT_S, _ProcessGroup, average_gradients
+from orchestrator.training.group import COLLECTIVE_TIMEOUT_S, _ProcessGroup
 from orchestrator.training.start import RunResult, TrainingError, _result, check_data, claim_run, finished_run, resolved
 from orchestrator.training.worker import train_loop_per_worker
-
-__all__ = ["RunResult", "TrainingError", "average_gradients", "run_training", "train_loop_per_worker"]
 
 RESIZE_S = 30.0
 """So often an elastic job that lacks workers looks for room. More of them cost the steps since the last checkpoint."""

@@ -1,6 +1,7 @@
 """What Prometheus sees of a run: names with units, all of them documented, shown on the dashboard, gone at the end."""
 
 import json
+import pickle
 import re
 import time
 import urllib.request
@@ -11,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.monitoring import exporter as exporter_module
-from orchestrator.monitoring.exporter import SD_FILE, Exporter
+from orchestrator.monitoring.exporter import SD_FILE, Exporter, plain
 from orchestrator.monitoring.values import (
     EXPORTED,
     SEND_EVERY_S,
@@ -178,3 +179,51 @@ def test_an_unwatched_run_costs_nothing():
     meter.tick()
     meter.close(diverged=True)
     assert SEND_EVERY_S > 0
+
+
+def test_values_travel_without_a_class_of_ours_so_that_an_exporter_with_older_code_reads_them(exporter):
+    sent = plain(busy_meter(exporter).samples())
+    assert len(sent) > 20
+    assert {type(sample) for sample in sent} == {tuple}
+    assert b"orchestrator" not in pickle.dumps(sent)
+    exporter.update("run", sent)
+    assert scrape(exporter)["ebm_step"]
+
+
+class Deaf:
+    """An exporter's actor that cannot read what it is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[tuple[object, ...]]] = []
+        self.update = self
+
+    def remote(self, run: str, samples: list[tuple[object, ...]]) -> int:
+        self.sent.append(samples)
+        return len(self.sent) - 1
+
+
+def test_what_an_exporter_could_not_read_is_said_once_and_ends_the_sending(monkeypatch):
+    def refused(reference: int) -> None:
+        raise ModuleNotFoundError("No module named 'orchestrator.metrics'\nand more")
+
+    actor, notes = Deaf(), []
+    monkeypatch.setattr(exporter_module, "open_exporter", lambda find_folder: actor)
+    monkeypatch.setattr(exporter_module.ray, "wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr(exporter_module.ray, "get", refused)
+    link = exporter_module.Link(notes.append, lambda: "/nowhere")
+    for _ in range(4):
+        link.send("run", [])
+    assert notes == ["no metrics for Prometheus: ModuleNotFoundError: No module named 'orchestrator.metrics'"]
+    assert len(actor.sent) == 2, "the first failure is known when the second is sent"
+
+
+def test_a_slow_exporter_keeps_nobody_waiting(monkeypatch):
+    actor, notes = Deaf(), []
+    monkeypatch.setattr(exporter_module, "open_exporter", lambda find_folder: actor)
+    monkeypatch.setattr(exporter_module.ray, "wait", lambda refs, timeout: ([], refs))
+    monkeypatch.setattr(exporter_module.ray, "get", lambda reference: pytest.fail("waited"))
+    link = exporter_module.Link(notes.append, lambda: "/nowhere")
+    for _ in range(3):
+        link.send("run", [])
+    assert len(actor.sent) == 3
+    assert notes == []
