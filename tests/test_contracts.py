@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from typer.main import get_command
 
 import ebm_core
 import orchestrator
 from ebm_core.trainer import init_state, train_step
+from orchestrator.cli.app import app
+from orchestrator.cli.flags import FLAGS
 from tests.ebm_core.tiny import batch, tiny_config
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -56,7 +60,7 @@ def loaded_by(module: str, candidates: list[str]) -> list[str]:
 
 
 def test_rays_private_api_stands_in_one_file():
-    private = re.compile(r"_private|_raylet|gcs_pb2|_base_exc|_TorchBackend|_node_ip_address")
+    private = re.compile(r"_private|_raylet|gcs_pb2|_base_exc|_TorchBackend|\b_node_ip_address")
     found = {file for file in SOURCES if private.search((ROOT / file).read_text())}
     assert found == {"orchestrator/cluster/ray_internals.py"}
 
@@ -102,6 +106,46 @@ def prints(source: str) -> bool:
 )
 def test_every_way_to_print_is_seen(source: str):
     assert prints(source)
+
+
+COMMAND_LINES = re.compile(r"\b(ebm|ray) [^`;]*--[a-z][\w-]*")
+"""Whole commands, printed as the next step, may have flags in them."""
+
+
+def test_only_the_command_line_knows_a_flag():
+    found = {}
+    for file in SOURCES:
+        for text in strings_of((ROOT / file).read_text()) if not file.startswith("orchestrator/cli/") else ():
+            if flag := re.search(r"(?<![\w-])--[a-z][\w-]*", COMMAND_LINES.sub("", text)):
+                found[file] = flag[0]
+    assert found == {}
+
+
+def strings_of(source: str) -> list[str]:
+    """All texts of a module, the parts of formatted ones joined, docstrings too."""
+    tree = ast.parse(source)
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in inside]
+    joined = [
+        "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+    ]
+    return [text for text in texts if isinstance(text, str)] + joined
+
+
+def test_every_argument_that_an_error_names_has_the_flag_of_a_command():
+    def options(command: click.Command) -> set[str]:
+        below = [options(one) for one in getattr(command, "commands", {}).values()]
+        return {name for parameter in command.params for name in parameter.opts}.union(*below)
+
+    assert set(FLAGS.values()) <= options(get_command(app))
+    named = re.compile(r"(?:^|\W)`(\w+)`")
+    for file in SOURCES:
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                for name in named.findall(" ".join(strings_of(ast.unparse(node)))):
+                    assert name in {*FLAGS, "X"}, (file, name)  # X: chosen when it runs
 
 
 def test_the_public_names_are_the_recorded_ones():

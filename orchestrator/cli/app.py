@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import data, evaluate, jobs, metrics, report, runs, sweep, train
+from orchestrator.cli.flags import in_flags
 
 app = typer.Typer(
     name="ebm",
@@ -69,7 +70,7 @@ def _explain(error: Exception) -> int:
     from ebm_core.errors import DivergenceError, EbmError
 
     if isinstance(error, EbmError):
-        print(f"ebm: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ebm: {' '.join(in_flags(str(error)).split())}", file=sys.stderr)
         return 3 if isinstance(error, DivergenceError) else 2
     if hasattr(error, "format_message"):  # the command line itself is wrong
         message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]

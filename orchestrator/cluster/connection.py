@@ -85,13 +85,13 @@ def _find_address(named: str | None) -> str | None:
     try:
         found = ray_internals.bootstrap_address(named)
     except (ConnectionError, ValueError) as why:
-        raise ClusterError(f"--address {named}: {first_line(why)}") from None
+        raise ClusterError(f"`address` {named}: {first_line(why)}") from None
     if found is None or "://" in found or _answers(found):
         return found
     if named is None:
         return None  # the file that `ray start` wrote outlived its cluster
     raise ClusterError(
-        f"no Ray answers at {named}; start one with `RAY_AUTH_MODE=token ray start --head`, or leave out --address"
+        f"no Ray answers at {named}; start one with `RAY_AUTH_MODE=token ray start --head`, or leave out `address`"
     )
 
 

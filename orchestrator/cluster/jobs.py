@@ -63,7 +63,7 @@ class Job:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED", "LOST")
 
     def tree(self) -> dict[str, Any]:
-        """For `--json`."""
+        """As JSON has it."""
         return asdict(self)
 
 
@@ -180,10 +180,10 @@ def dashboard_address(address: str | None) -> str:
     """The URL of the dashboard to talk to. Raises ConfigError when none is named."""
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
     if not is_dashboard(named):
-        was = f"--address {named}: " if named else ""
-        raise ConfigError(f"{was}name the cluster's dashboard: --address http://HOST:8265, or RAY_API_SERVER_ADDRESS")
+        was = f"`address` {named}: " if named else ""
+        raise ConfigError(f"{was}name the cluster's dashboard: `address` http://HOST:8265, or RAY_API_SERVER_ADDRESS")
     if without_secrets(named) != named:
-        raise ConfigError("--address: has a password in it; use a token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH")
+        raise ConfigError("`address`: has a password in it; use a token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH")
     return named.rstrip("/")
 
 

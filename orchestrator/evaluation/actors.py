@@ -54,6 +54,6 @@ def _num_actors(request: EvaluationRequest) -> int:
     wanted = request.num_actors or max(1, most)
     if wanted > most:
         raise ClusterError(
-            f"--actors {wanted}: this Ray has {most} {kind}s, one for each actor; use fewer or add nodes"
+            f"`num_actors` {wanted}: this Ray has {most} {kind}s, one for each actor; use fewer or add nodes"
         )
     return wanted

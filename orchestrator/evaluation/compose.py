@@ -82,9 +82,9 @@ def compose(
 ) -> tuple[Document, list[str]]:
     """Draw, judge and store; the result and where it was written. An EbmError stores nothing."""
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir() or out.suffix != ".png"):
-        raise ConfigError(f"--out {out}: must be a .png file in a folder that exists")
+        raise ConfigError(f"`out` {out}: must be a .png file in a folder that exists")
     if not 1 <= request.num_images <= 1_000_000:
-        raise ConfigError(f"--num-images {request.num_images}: must lie in 1 to 1000000")
+        raise ConfigError(f"`num_images` {request.num_images}: must lie in 1 to 1000000")
     parts = [find_part(text, storage) for text in request.concepts]
     check_together([part.cfg for part in parts], [part.run.name for part in parts])
     concepts = [_concept(i, part) for i, part in enumerate(parts)]
@@ -205,6 +205,6 @@ def _store(run: Run, document: Document, png: bytes, out: Path | None) -> list[s
             os.replace(temporary, path)
         except OSError as why:
             temporary.unlink(missing_ok=True)
-            raise ConfigError(f"--out {path}: cannot be written: {why.strerror}") from None
+            raise ConfigError(f"`out` {path}: cannot be written: {why.strerror}") from None
         written.append(str(path))
     return written

@@ -127,7 +127,7 @@ def _score_table(plain: Mapping[str, Mapping[str, Any]], step: int) -> Table:
     return Table(title, columns, rows, "\n".join(said))
 
 
-def check_names(metrics: Sequence[str], setting: str = "--metrics") -> None:
+def check_names(metrics: Sequence[str], setting: str = "`metrics`") -> None:
     """Refuse names that are neither a metric nor a study."""
     known = ", ".join((*METRICS, *STUDIES))
     if not metrics:
@@ -146,5 +146,5 @@ def _choose_step(run: Run, step: int | None) -> int:
     if not stored:
         raise CheckpointError(f"run {run.uri} has no checkpoint yet")
     if step is not None and step not in stored:
-        raise ConfigError(f"--checkpoint {step}: run {run.name} has {', '.join(map(str, sorted(stored)))}")
+        raise ConfigError(f"`step` {step}: run {run.name} has {', '.join(map(str, sorted(stored)))}")
     return max(stored) if step is None else step

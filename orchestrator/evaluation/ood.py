@@ -26,11 +26,11 @@ def image_sets(request: EvaluationRequest, trained: DataConfig) -> list[ood_sets
     names = request.ood_sets or ood_sets.default_sets(trained, request.protocol)
     sets = [ood_sets.ImageSet(ood_sets.INSIDE, **how), *(ood_sets.image_set(text, trained, **how) for text in names)]
     if len({which.name for which in sets}) < len(sets):
-        raise ConfigError(f"--ood {' '.join(names)}: each set once, and not {ood_sets.INSIDE}")
+        raise ConfigError(f"`ood_sets` {' '.join(names)}: each set once, and not {ood_sets.INSIDE}")
     if request.cifar100_fault:
         faulty = [ood_sets.stuck(which) for which in sets if which.name == "cifar100"]
         if not faulty:
-            raise ConfigError("--cifar100-fault: shown beside the sound number, so cifar100 must be among the sets")
+            raise ConfigError("`cifar100_fault`: shown beside the sound number, so cifar100 must be among the sets")
         sets += faulty
     return sets
 

@@ -42,22 +42,22 @@ class EvaluationRequest:
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
-            raise ConfigError(f"--num-images {self.num_images}: a score needs at least 2")
+            raise ConfigError(f"`num_images` {self.num_images}: a score needs at least 2")
         if self.num_reference < 2:
-            raise ConfigError(f"--num-reference {self.num_reference}: at least 2 training images to compare with")
+            raise ConfigError(f"`num_reference` {self.num_reference}: at least 2 training images to compare with")
         if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"--protocol {self.protocol}: unknown; known: {', '.join(PROTOCOLS)}")
+            raise ConfigError(f"`protocol` {self.protocol}: unknown; known: {', '.join(PROTOCOLS)}")
         if self.cifar100_fault and self.protocol != "paper_code":
-            raise ConfigError("--cifar100-fault: a fault of the published code; it needs --protocol paper_code")
+            raise ConfigError("`cifar100_fault`: a fault of the published code; it needs `protocol` paper_code")
         if self.ood_images is not None and self.ood_images < 2:
-            raise ConfigError(f"--ood-images {self.ood_images}: at least 2")
+            raise ConfigError(f"`ood_images` {self.ood_images}: at least 2")
         if self.num_chains < 2:
-            raise ConfigError(f"--chains {self.num_chains}: distances between chains need at least 2")
+            raise ConfigError(f"`num_chains` {self.num_chains}: distances between chains need at least 2")
         if self.chain_steps < NUM_TIMES:
-            raise ConfigError(f"--chain-steps {self.chain_steps}: at least {NUM_TIMES}, the times that are looked at")
+            raise ConfigError(f"`chain_steps` {self.chain_steps}: at least {NUM_TIMES}, the times that are looked at")
         if self.descent_steps < NUM_TIMES:
             raise ConfigError(
-                f"--descent-steps {self.descent_steps}: at least {NUM_TIMES}, the times that are looked at"
+                f"`descent_steps` {self.descent_steps}: at least {NUM_TIMES}, the times that are looked at"
             )
         if self.num_actors is not None and self.num_actors < 1:
-            raise ConfigError(f"--actors {self.num_actors}: at least 1")
+            raise ConfigError(f"`num_actors` {self.num_actors}: at least 1")

@@ -35,7 +35,7 @@ def draw_grid(
     an unknown run, CheckpointError when it has no such checkpoint.
     """
     if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: the folder {out.absolute().parent} does not exist")
+        raise ConfigError(f"`out` {out}: the folder {out.absolute().parent} does not exist")
     run = open_run(run_name, storage)
     with tempfile.TemporaryDirectory(prefix="ebm-sample-") as temp:
         found = run.newest_sound(Path(temp), say) if step is None else (step, run.fetch_checkpoint(step, Path(temp)))
@@ -46,7 +46,7 @@ def draw_grid(
     try:
         path.write_bytes(png)
     except OSError as why:
-        raise ConfigError(f"--out {path}: cannot be written: {why.strerror}") from None
+        raise ConfigError(f"`out` {path}: cannot be written: {why.strerror}") from None
     return path
 
 

@@ -196,7 +196,7 @@ def select(table: pa.Table, sweep: str | None = None, sort: str | None = None) -
     found = [column for column in (f"scores.{name}", f"metrics.{name}", name) if column in table.column_names]
     if not found or pa.types.is_list(table.schema.field(found[0]).type):
         scores = (column.removeprefix("scores.") for column in table.column_names if column.startswith("scores."))
-        raise ConfigError(f"--sort {sort}: no such column; scores are {', '.join(scores)}; --json shows all columns")
+        raise ConfigError(f"`sort` {sort}: no such column; scores are {', '.join(scores)}; `json` shows all columns")
     values = table[found[0]].to_pylist()
     known = sorted((i for i, v in enumerate(values) if v is not None), key=lambda i: values[i], reverse=descending)
     absent = [i for i, v in enumerate(values) if v is None]

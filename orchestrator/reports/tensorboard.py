@@ -1,4 +1,4 @@
-"""`ebm report RUN --tensorboard DIR`: a stored run as TensorBoard's event files, made from its rows, scores and grids.
+"""A stored run as TensorBoard's event files, made from its rows, scores and grids.
 
 Training writes none: whatever they would hold is stored already, and this makes them from it at any time.
 """
@@ -33,7 +33,7 @@ def write_events(runs: Sequence[Run], folder: Path) -> list[Path]:
     names = [run.name for run in runs]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
-            f"--tensorboard {folder}: {', '.join(repeated)} is the name of more than one run: take another DIR"
+            f"`tensorboard` {folder}: {', '.join(repeated)} is the name of more than one run: take another DIR"
         )
     return [_write(run, folder / run.name) for run in runs]
 
@@ -53,7 +53,7 @@ def _write(run: Run, folder: Path) -> Path:
                 writer.close()
             os.replace(f"{temporary}/{EVENTS}", folder / EVENTS)
     except OSError as why:
-        raise ConfigError(f"--tensorboard {folder}: cannot be written: {os_reason(why)}") from None
+        raise ConfigError(f"`tensorboard` {folder}: cannot be written: {os_reason(why)}") from None
     return folder / EVENTS
 
 

@@ -116,5 +116,5 @@ def write_file(path: Path, page: str) -> str:
         os.replace(temporary, path)
     except OSError as why:
         temporary.unlink(missing_ok=True)
-        raise ConfigError(f"--out {path}: cannot be written: {os_reason(why)}") from None
+        raise ConfigError(f"`out` {path}: cannot be written: {os_reason(why)}") from None
     return str(path)

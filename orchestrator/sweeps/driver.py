@@ -99,14 +99,14 @@ def check_startable(record: SweepRecord, plan: SweepPlan, base: JobConfig) -> No
     check_data(base)
     record.store.check_writable()
     if record.store.run(plan.name).exists():
-        raise ConfigError(f"--name {plan.name}: is a run in {record.store.uri}; choose another name")
+        raise ConfigError(f"`name` {plan.name}: is a run in {record.store.uri}; choose another name")
     if record.exists():
         check_same(record.plan(), plan)
     for index in range(num_trials(plan)):
         name = trial_of_row(plan, index).run if plan.kind == "grid" else f"{plan.name}-{index:04d}"
         run = record.store.run(name)
         if not record.exists() and run.exists() and (marked_sweep(run) or ("",))[0] != plan.name:
-            raise ConfigError(f"run {name} exists in {record.store.uri} and is not of this sweep; use another --name")
+            raise ConfigError(f"run {name} exists in {record.store.uri} and is not of this sweep; use another `name`")
 
 
 class _Driver(tune.Callback, tune.Stopper):

@@ -1,4 +1,4 @@
-"""`ebm sweep --dry-run`: the trials, what they reserve, and how long they take by a short measurement here."""
+"""What a sweep would cost, said before it starts: trials, what they reserve, how long they take by a measurement."""
 
 import math
 from dataclasses import dataclass, replace

@@ -41,7 +41,7 @@ SMOKE = (
     "loss.num_past=100",
     "buffer.capacity=400",
 )
-"""What --smoke puts on top of a preset: seconds of training, which show that the grid runs and nothing more."""
+"""What `smoke` puts on top of a preset: seconds of training, which show that the grid runs and nothing more."""
 
 BASES: dict[str, tuple[str, ...]] = {
     "digits": (  # 8 x 8: what augmentation leaves of a digit must still be that digit

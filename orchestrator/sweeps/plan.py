@@ -30,7 +30,7 @@ OF_THIS_MACHINE = (
 )
 """Settings that may change when a sweep goes on."""
 MAXIMISED = ("classifier", "precision_recall_small", "running_gap")
-"""Metrics of which more is better, where --mode does not say."""
+"""Metrics of which more is better, where the request does not say."""
 _KEYS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -63,14 +63,14 @@ class SweepRequest:
     def __post_init__(self) -> None:
         for name, low, high in (("seeds", 1, 1000), ("trials", 1, 100_000), ("seed", 0, 2**31 - 1)):
             if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"--{name} {getattr(self, name)}: must lie in {low} to {high}")
+                raise ConfigError(f"`{name}` {getattr(self, name)}: must lie in {low} to {high}")
         if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise ConfigError(f"--max-concurrent {self.max_concurrent}: at least 1")
+            raise ConfigError(f"`max_concurrent` {self.max_concurrent}: at least 1")
         for option, allowed in (("scheduler", ("none", "asha")), ("search", ("random", "optuna"))):
             if getattr(self, option) not in allowed:
-                raise ConfigError(f"--{option} {getattr(self, option)}: one of {', '.join(allowed)}")
+                raise ConfigError(f"`{option}` {getattr(self, option)}: one of {', '.join(allowed)}")
         if self.mode not in (None, "min", "max"):
-            raise ConfigError(f"--mode {self.mode}: min or max")
+            raise ConfigError(f"`mode` {self.mode}: min or max")
 
 
 def make_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
@@ -89,7 +89,7 @@ def make_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
 
 
 def concurrent_trials(what: str, request: SweepRequest) -> int | None:
-    """--max-concurrent, or what a YAML file says instead."""
+    """What the request says of `max_concurrent`, or what a YAML file says instead."""
     return read_yaml(Path(what), request).max_concurrent if what.endswith((".yaml", ".yml")) else request.max_concurrent
 
 
@@ -113,7 +113,7 @@ def _rows_plan(name: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
 
 def _checked_grid(plan: SweepPlan, base: JobConfig) -> tuple[SweepPlan, JobConfig]:
     if plan.scheduler != "none":
-        raise ConfigError("--scheduler asha: a grid is a table of whole runs; leave it out")
+        raise ConfigError("`scheduler` asha: a grid is a table of whole runs; leave it out")
     for row in plan.rows:
         try:
             override(base, row.settings)
@@ -127,7 +127,7 @@ def _search_plan(name: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig
     if not space:
         raise ConfigError("a search needs a range, such as sampler.step_size='loguniform(10,1000)'")
     if request.seeds != 1:
-        raise ConfigError(f"--seeds {request.seeds}: is for grids; a search draws its trials by --seed")
+        raise ConfigError(f"`seeds` {request.seeds}: is for grids; a search draws its trials by `seed`")
     fixed = [s for s in request.settings if not is_range(s.partition("=")[2])]
     smoke = SMOKE if request.smoke else ()
     base = prepare(override(job_preset(request.preset or ""), [*smoke, *fixed]), request)
@@ -142,7 +142,7 @@ def _search_plan(name: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig
 def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, request: SweepRequest) -> SweepPlan:
     require_run_name(name)
     if len(name) > 80:
-        raise ConfigError(f"--name {name!r:.90}: at most 80 characters, for its trials' runs have longer names")
+        raise ConfigError(f"`name` {name!r:.90}: at most 80 characters, for its trials' runs have longer names")
     mode: Any = request.mode or ("max" if request.metric in MAXIMISED else "min")
     return SweepPlan(
         name=name,
@@ -166,7 +166,7 @@ def prepare(job: JobConfig, request: SweepRequest) -> JobConfig:
     if metric not in METRICS and metric not in columns:
         near = difflib.get_close_matches(metric, [*METRICS, *columns], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"--metric {metric}: no evaluation produces it; known are {', '.join(METRICS)}{hint}")
+        raise ConfigError(f"`metric` {metric}: no evaluation produces it; known are {', '.join(METRICS)}{hint}")
     if metric in METRICS and metric not in evaluation.metrics:
         evaluation = replace(evaluation, metrics=(*evaluation.metrics, metric))
     if evaluation.every == 0:
@@ -200,7 +200,7 @@ def check_same(stored: SweepPlan, wanted: SweepPlan) -> None:
     if changed:
         shown = "; ".join(f"{k} was {old.get(k)!r:.80}, now {new.get(k)!r:.80}" for k in changed[:4])
         raise ConfigError(
-            f"sweep {wanted.name!r} exists with other settings: {shown}. Use another --name or the old ones"
+            f"sweep {wanted.name!r} exists with other settings: {shown}. Use another `name` or the old ones"
         )
 
 

@@ -29,7 +29,7 @@ def prepare(cfg: DataConfig, to: str, say: Callable[[str], None] = lambda text: 
     replace(cfg, root=to)  # what could not be read back is not written
     objects = open_objects(to)
     if objects.exists(MANIFEST):
-        raise ConfigError(f"--to {objects.describe()}: a prepared set is there already; choose another place")
+        raise ConfigError(f"`to` {objects.describe()}: a prepared set is there already; choose another place")
     check_files(cfg)
     train, test = load(cfg, "train"), load(cfg, "test")
     description = PreparedSet(
@@ -42,7 +42,7 @@ def prepare(cfg: DataConfig, to: str, say: Callable[[str], None] = lambda text: 
         test=_stored(test, objects, say),
     )
     if not objects.create(MANIFEST, description.to_bytes()):
-        raise ConfigError(f"--to {objects.describe()}: another program has prepared a set there; choose another place")
+        raise ConfigError(f"`to` {objects.describe()}: another program has prepared a set there; choose another place")
     return description
 
 

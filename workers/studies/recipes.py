@@ -120,9 +120,9 @@ def recipe(
     ConfigError for fewer than two concepts, a wrong number of weights, or weights and a sharpness out of range.
     """
     if operation not in OPERATIONS:
-        raise ConfigError(f"--op {operation}: must be one of {', '.join(OPERATIONS)}")
+        raise ConfigError(f"`operation` {operation}: must be one of {', '.join(OPERATIONS)}")
     if constants not in CONSTANTS:
-        raise ConfigError(f"--constants {constants}: must be one of {', '.join(CONSTANTS)}")
+        raise ConfigError(f"`constants` {constants}: must be one of {', '.join(CONSTANTS)}")
     if len(concepts) < 2:
         raise ConfigError(f"{len(concepts)} energy given: a composition needs at least two")
     fixed = CONSTANTS[constants]
@@ -130,19 +130,21 @@ def recipe(
     if operation == "not":
         expected = len(concepts) - 1
         if given is None and fixed.not_weight is None:
-            raise ConfigError("--op not: the paper gives no weight; add --weight ALPHA or --constants code (0.001)")
+            raise ConfigError(
+                "`operation` not: the paper gives no weight; add `weights` ALPHA or `constants` code (0.001)"
+            )
         given = [float(fixed.not_weight or 0)] * expected if given is None else given
     else:
         expected = len(concepts)
         given = [1.0] * expected if given is None else given
     if len(given) != expected:
         what = "each energy after the first" if operation == "not" else "each energy"
-        raise ConfigError(f"{len(given)} --weight given: {operation} takes one for {what}, {expected} here")
+        raise ConfigError(f"{len(given)} `weights` given: {operation} takes one for {what}, {expected} here")
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
-        raise ConfigError(f"--weight {' '.join(f'{weight:g}' for weight in given)}: must be positive numbers")
+        raise ConfigError(f"`weights` {' '.join(f'{weight:g}' for weight in given)}: must be positive numbers")
     sharp = fixed.sharpness if sharpness is None else sharpness
     if not (math.isfinite(sharp) and sharp > 0):
-        raise ConfigError(f"--sharpness {sharp:g}: must be a positive number")
+        raise ConfigError(f"`sharpness` {sharp:g}: must be a positive number")
     fraction = 1 / len(concepts) if operation == "and" and fixed.divide_step else 1.0
     full = (1.0, *given) if operation == "not" else tuple(given)
     return Recipe(operation, tuple(concepts), full, sharp, fraction)  # pyright: ignore[reportArgumentType]

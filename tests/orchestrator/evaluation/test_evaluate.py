@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_one_line_and_stores_nothing(cluster, tmp_path: Pat
 
 def test_steps_and_runs_that_are_not_there(tmp_path: Path):
     run = store_run(tmp_path)
-    with pytest.raises(ConfigError, match=r"--checkpoint 9: run tiny has 4"):
+    with pytest.raises(ConfigError, match=r"`step` 9: run tiny has 4"):
         evaluate("tiny", request(), storage=str(tmp_path), step=9)
     with pytest.raises(ConfigError, match="there are tiny"):
         evaluate("other", request(), storage=str(tmp_path))

@@ -216,7 +216,7 @@ def test_one_name_makes_a_page_beside_the_run_and_two_a_comparison(tmp_path: Pat
         write_report(["other", "other"], storage=str(tmp_path))
     with pytest.raises(ConfigError, match="is not in"):
         write_report(["nobody"], storage=str(tmp_path))
-    with pytest.raises(ConfigError, match="--out"):
+    with pytest.raises(ConfigError, match="`out`"):
         write_report(["other"], storage=str(tmp_path), out=tmp_path / "no/such/folder.html")
 
 
