@@ -3,7 +3,7 @@
     python -m benchmarks.control_plane [--ranks 8 64 256] [--stores folder s3] [--processes 16] [--json FILE]
 
 Two parts, for each number of ranks. `actors`: so many bare actors in one placement group, which is what Ray's scheduler
-has to do. `jobs`: our own supervisor (`train_job._Supervisor`) and Ray Train's controller run workers whose steps are
+has to do. `jobs`: our own supervisor (`driver._Supervisor`) and Ray Train's controller run workers whose steps are
 sleep; what surrounds a step is the code of a real job: `Loop.log`, `Loop.news`, `Loop.save` with the files of a tiny
 model, the mailbox, the store, the commit, the exporter.
 
@@ -114,7 +114,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def simulated_loop(launch: dict[str, Any]) -> None:
-    """What each Ray Train worker runs in place of `worker_loop.train_loop_per_worker`: its ranks, in threads."""
+    """What each Ray Train worker runs in place of `worker.train_loop_per_worker`: its ranks, in threads."""
     entered = time.time()
     environment.adopt(launch["environment"])
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """What `ebm evaluate` knows beside scores of generated images: a study makes its own calls to the actors.
 
-`study_ood.py`, `study_chains.py` and so on hold one each; STUDIES in `evaluate.py` lists them.
+`ood.py`, `chains.py` and so on hold one each; STUDIES in `evaluate.py` lists them.
 """
 
 from collections.abc import Callable

@@ -60,7 +60,7 @@ RUN_METRICS: dict[str, MetricName] = {
     "restarts": MetricName("restarts of the workers after a failure", "total"),
     "diverged": MetricName("1 when training has left the stable region", ""),
 }
-"""What a run exports to Prometheus beside its last row; `metrics.py` makes the names there."""
+"""What a run exports to Prometheus beside its last row; `monitoring` makes the names there."""
 
 WALL_CLOCK: tuple[str, ...] = ("device_memory", "time", "steps_per_s")
 """Columns that a resumed run does not repeat."""

@@ -8,7 +8,7 @@
     <root>/<sweep>-<trial>/              the trial's run: an ordinary run folder, readable by every other command
     <root>/<sweep>-<trial>/trial.json    {"sweep", "trial"}: the way back from the run
 
-`create` has exactly one winner (objects.py), so a trial has one result for ever, whoever is killed in between. A trial
+`create` has exactly one winner (storage.folder), so a trial has one result for ever, whoever is killed in between. A trial
 without a result has not ended: the same command goes on with it from its run's newest checkpoint.
 """
 
@@ -59,7 +59,7 @@ class SweepPlan:
     base: dict[str, Any]
     """Resolved settings (a JobConfig as a tree) that every trial starts from, without those of this machine."""
     metric: str
-    """Compares trials: a score of `workers.metrics.registry.METRICS`, or a column of `telemetry.METRIC_NAMES`."""
+    """Compares trials: a score of `workers.metrics.registry.METRICS`, or a column of `rows.METRIC_NAMES`."""
     mode: Literal["min", "max"]
     rows: tuple[Row, ...] = ()
     """Of a grid; a trial is a row and a seed."""

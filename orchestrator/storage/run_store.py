@@ -40,7 +40,7 @@ def require_run_name(name: str) -> str:
 
 
 def open_store(uri: str) -> "RunStore":
-    """The runs under a folder or `s3://bucket/prefix`; see `storage_uri.open_objects`. Contacts nothing yet."""
+    """The runs under a folder or `s3://bucket/prefix`; see `uri.open_objects`. Contacts nothing yet."""
     return RunStore(uri)
 
 

@@ -1,6 +1,6 @@
 """`run_training`: the driver's side of a job. It prepares the run in storage, supervises Ray Train, scores, reports.
 
-Ray Train runs `worker_loop.train_loop_per_worker`; what exists is decided by our own RunStore, never by Ray's state.
+Ray Train runs `worker.train_loop_per_worker`; what exists is decided by our own RunStore, never by Ray's state.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ def _catalogue(run: Run, display: Display) -> None:
 
 
 def scaling(job: JobConfig, resources: dict[str, float]) -> ScalingConfig:
-    """What Ray Train is asked for: the workers, and what each of them reserves (`cluster.worker_resources`)."""
+    """What Ray Train is asked for: the workers, and what each of them reserves (`resources.worker_resources`)."""
     least, most = job.cluster.least_workers, job.cluster.num_workers
     return ScalingConfig(
         num_workers=most if least == most else (least, most),

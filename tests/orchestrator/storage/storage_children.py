@@ -1,4 +1,4 @@
-"""Processes for test_objects.py: racers for one key, and writers that are killed. A script: its forks need one thread.
+"""Processes for test_folder.py: racers for one key, and writers that are killed. A script: its forks need one thread.
 
 race FOLDER COUNT     COUNT processes create one key; prints the exit status of each: 1 for "I won"
 crash FOLDER ACTION   a process per dangerous moment does ACTION in FOLDER/<number> and is killed there; prints how many

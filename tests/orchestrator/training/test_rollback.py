@@ -127,7 +127,7 @@ class Job:
             self.rows[int(payload["step"])] = payload
 
     def train(self) -> str:
-        """To the end; the fingerprint of the last state. What `worker_loop._train` does around `Loop`."""
+        """To the end; the fingerprint of the last state. What `worker.train_until_done` does around `Loop`."""
         cfg = core_config(self.job)
         box = SimpleNamespace(
             post=SimpleNamespace(remote=self.post), stop_requested=SimpleNamespace(remote=lambda: False)
