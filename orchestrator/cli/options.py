@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and how tables are printed."""
+"""Arguments and options that several commands share, and what a finished run shows."""
 
 from typing import Annotated, Any, Optional
 

@@ -1,4 +1,4 @@
-"""Starting or finding a Ray, quietly, and how much of it a worker gets."""
+"""Starting or finding a Ray, quietly."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""How an actor gets a checkpoint of a run, on whichever node it lives."""
+"""Scoring actors: how they are made, how many, and how each gets a checkpoint, on whichever node it lives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -8,7 +8,7 @@
     <root>/<sweep>-<trial>/              the trial's run: an ordinary run folder, readable by every other command
     <root>/<sweep>-<trial>/trial.json    {"sweep", "trial"}: the way back from the run
 
-`create` has exactly one winner (storage.folder), so a trial has one result for ever, whoever is killed in between. A trial
+`create` has exactly one winner (folder.py), so a trial has one result for ever, whoever is killed in between. A trial
 without a result has not ended: the same command goes on with it from its run's newest checkpoint.
 """
 

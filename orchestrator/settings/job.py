@@ -1,8 +1,4 @@
-"""The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster.
-
-`override()` is the one way in which a text such as `sampler.step_size=50` becomes a setting: the command line, resuming
-and tests all use it. A wrong path, type or range is a ConfigError of one line.
-"""
+"""The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster."""
 
 import dataclasses
 import difflib

@@ -1,6 +1,6 @@
-"""Object stores: bytes under keys, in a folder. (`s3.py` has the same on an S3 server.)
+"""A store of objects in a folder. (`s3.py` has the same on an S3 server.)
 
-A store knows nothing of runs or checkpoints. It promises three things, on which the commit protocol in `storage.py`
+A store knows nothing of runs or checkpoints. It promises three things, on which the commit protocol in `run_store.py`
 builds: an object is visible completely or not at all, `create` has exactly one winner, no key reaches outside the root.
 """
 

@@ -1,6 +1,6 @@
 """Who may write a folder of a store: one command at a time, whoever was killed while it held the folder.
 
-    <folder>/000001.json        Owner: created once, which has exactly one winner (storage.folder); never changed or deleted
+    <folder>/000001.json        Owner: created once, which has exactly one winner (folder.py); never changed or deleted
     <folder>/000001.beat.json   {"count", "released"}: written anew every BEAT_S while the owner lives, and at its end
 
 The highest number owns. Numbers only grow, so an owner that was given up for dead and comes back sees a higher one and
