@@ -15,7 +15,7 @@ from ebm_core.data.dataset import Dataset
 from ebm_core.models import EnergyModel
 from ebm_core.rng import stream
 from ebm_core.types import Pixels
-from workers.studies.judge import factor_values, fit_judge
+from workers.features.judge import factor_values, fit_judge
 from workers.studies.recipes import SHARD_SIZE, Recipe, asked_values, check_together, draw_shard, score
 
 COMPOSED, AT_ONCE, NOISE = "composed", "told all at once", "noise"

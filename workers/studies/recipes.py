@@ -22,7 +22,7 @@ from ebm_core.models import EnergyModel
 from ebm_core.rng import stream, uniform
 from ebm_core.sampler import chain
 from ebm_core.types import Energy, Pixels
-from workers.studies.judge import LABEL, Judge
+from workers.features.judge import LABEL, Judge
 
 Operation = Literal["and", "or", "not"]
 OPERATIONS: tuple[Operation, ...] = ("and", "or", "not")

@@ -8,7 +8,7 @@ from ebm_core.config import DataConfig
 from ebm_core.data import Dataset
 from ebm_core.data.images import fit
 from ebm_core.errors import ConfigError, DataError
-from workers.studies.judge import fit_judge
+from workers.features.judge import fit_judge
 from workers.studies.recipes import Concept, recipe, score
 
 
