@@ -79,10 +79,11 @@ class DataConfig:
 class ModelConfig:
     """The energy network (Appendix A.1, Fig. 11 as built by the published code)."""
 
-    kind: Literal["figure11a", "figure11b", "mnist", "plain"] = "figure11a"
-    """Layout: (a) CIFAR-10, (b) CelebA-HQ and LSUN, the published MNIST net, or plain convolutions for 8 x 8 digits."""
+    kind: Literal["figure11a", "figure11b", "mnist", "plain", "dense"] = "figure11a"
+    """Layout: (a) CIFAR-10, (b) CelebA-HQ and LSUN, the published MNIST net, plain convolutions, or dense layers on all
+    pixels at once for images as small as 8 x 8."""
     widths: tuple[int, ...] = (64, 64, 128, 256, 512)
-    """Channels after the first convolution and after each down-sampling block."""
+    """Channels after the first convolution and after each down-sampling block; of `dense`, units of each layer."""
     norm: Literal["layer", "group", "instance", "none"] = "layer"
     """Normalisation inside blocks (Section 3.1: layer; the published code: instance, affine, group above 128)."""
     spectral_norm: bool = False
@@ -95,8 +96,18 @@ class ModelConfig:
     """Sum energies of the full, half and quarter resolution (Section 2.4)."""
     scale_mode: Literal["code", "paper"] = "code"
     """Smaller scales drop the last stages (published code) or the first (Appendix A.1)."""
+    centered: bool = False
+    """Give the network 2 x - 1, in [-1, 1], instead of x in [0, 1]: it learns faster."""
+    head: Literal["mean", "places"] = "mean"
+    """How the last map becomes one number: a weight for each channel of its mean over pixels (Fig. 11), or a weight for
+    each channel at each place, which tells an energy where in the image something is."""
+    output_scale: float = 1.0
+    """Multiplies the network's output. A slope that leads from noise to data within generate_steps steps belongs to
+    energies of the order of 1 / (step_size generate_steps): with such a scale the weights themselves stay near 1."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "model")
+        require(self.output_scale > 0, "model.output_scale", self.output_scale, "must be positive")
         require(len(self.widths) >= 2, "model.widths", self.widths, "needs at least two widths")
         require(all(1 <= w <= 8192 for w in self.widths), "model.widths", self.widths, "each must lie in 1 to 8192")
 
@@ -169,6 +180,13 @@ class LossConfig:
     """a in a (E(x)^2 + E(x')^2), Section 3.1; it sets the unit in which stability is judged."""
     num_past: int = 1000
     """Past samples B that Eq. 7 measures against."""
+    flow_weight: float = 0.0
+    """Flow matching, the warm start's loss, kept as a term beside contrastive divergence (Energy Matching); 0: not."""
+    trim_fraction: float = 0.0
+    """Share of the samples, those of lowest energy, that L_CD leaves out of its mean (Energy Matching: 0.1)."""
+    cd_floor: float | None = None
+    """Below this value L_CD pushes no further (Energy Matching: -0.02 for energies times generate_steps step_size);
+    null: no floor. In units of the energy."""
     opt_samples: int | None = None
     """Only the first so many samples carry L_opt (published code: 128 or 32); null: all (the paper)."""
 
@@ -177,6 +195,11 @@ class LossConfig:
         require(self.kl_weight >= 0, "loss.kl_weight", self.kl_weight, "must not be negative")
         require(self.entropy_weight >= 0, "loss.entropy_weight", self.entropy_weight, "must not be negative")
         require(self.l2_weight >= 0, "loss.l2_weight", self.l2_weight, "must not be negative")
+        require(self.flow_weight >= 0, "loss.flow_weight", self.flow_weight, "must not be negative")
+        trim = self.trim_fraction
+        require(0 <= trim < 1, "loss.trim_fraction", trim, "must lie in 0 to 1 (excluded)")
+        floor = self.cd_floor
+        require(floor is None or floor < 0, "loss.cd_floor", floor, "must be negative, or null for no floor")
         require(self.num_past >= 1, "loss.num_past", self.num_past, "must be at least 1")
         require(
             self.opt_samples is None or self.opt_samples >= 1,
@@ -184,6 +207,41 @@ class LossConfig:
             self.opt_samples,
             "must be at least 1, or null for all",
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmupConfig:
+    """Flow matching before contrastive divergence (Energy Matching, Balcerak et al., NeurIPS 2025): no chains run."""
+
+    num_steps: int = 0
+    """Steps of flow matching, the first of train.num_steps; contrastive divergence follows. 0: the paper as it is."""
+    lr: float = 2e-3
+    """Highest learning rate of these steps: it rises over the first lr_rise_steps, then falls to 0 along a cosine."""
+    lr_rise_steps: int = 50
+    """Steps over which the learning rate of the warm start rises from 0."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's decay rates during the warm start; optimizer.betas take over after it."""
+    ema_decay: float = 0.995
+    """Decay of the averaged parameters during the warm start; optimizer.ema_decay takes over after it."""
+    pairing: Literal["optimal", "random"] = "optimal"
+    """Which noise image leads to which data image: optimal transport within the worker's batch (least sum of squared
+    distances), or the order in which they come."""
+    well_from: float = 1.0
+    """Place t on the way from noise (0) to data (1) from which the wanted slope falls linearly to 0 at the data, so
+    that data lies in wells (Equilibrium Matching, 2025); 1: the slope stays constant (Energy Matching)."""
+    speed: float = 1.0
+    """Multiplies the wanted slope. At 1, sampler.generate_steps steps lead just from noise to data; at 2 half of them
+    do, and the rest let a chain settle."""
+
+    def __post_init__(self) -> None:
+        require_finite(self, "warmup")
+        require(self.num_steps >= 0, "warmup.num_steps", self.num_steps, "must not be negative (0: no warm start)")
+        require(0 < self.lr <= 1, "warmup.lr", self.lr, "must lie in 0 (excluded) to 1")
+        require(self.lr_rise_steps >= 0, "warmup.lr_rise_steps", self.lr_rise_steps, "must not be negative")
+        require(all(0 <= b < 1 for b in self.betas), "warmup.betas", self.betas, "each must lie in 0 to 1 (excluded)")
+        require(0 <= self.ema_decay < 1, "warmup.ema_decay", self.ema_decay, "must lie in 0 to 1 (excluded)")
+        require(0 <= self.well_from <= 1, "warmup.well_from", self.well_from, "must lie in 0 to 1")
+        require(self.speed > 0, "warmup.speed", self.speed, "must be positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,6 +254,12 @@ class BufferConfig:
     """Samples over all shards (Section 3.1)."""
     restart_fraction: float = 0.05
     """Chains that start from U(0, 1) noise instead (Section 3.1: 5 %)."""
+    restart_steps: int = 0
+    """Langevin steps that a restarted chain takes before it joins the others. 0 (the paper): it joins as noise, and the
+    energy of what it is after sampler.num_steps, still half noise, is raised with the others'."""
+    data_fraction: float = 0.0
+    """Share of the chains that start from the data images of the batch, every one of which ends here: only the other
+    chains enter the buffer and go on (Energy Matching: half of them)."""
     num_shards: int = 8
     """Virtual shards: each worker owns whole shards, so num_shards must be a multiple of cluster.num_workers."""
     conditions: Literal["data", "kept"] = "data"
@@ -212,7 +276,10 @@ class BufferConfig:
             self.capacity,
             f"must be at least buffer.num_shards ({self.num_shards})",
         )
-        require(0 <= self.restart_fraction <= 1, "buffer.restart_fraction", self.restart_fraction, "must lie in 0 to 1")
+        restart, data = self.restart_fraction, self.data_fraction
+        require(0 <= restart <= 1, "buffer.restart_fraction", restart, "must lie in 0 to 1")
+        require(self.restart_steps >= 0, "buffer.restart_steps", self.restart_steps, "must not be negative")
+        require(0 <= data < 1, "buffer.data_fraction", data, "must lie in 0 to 1 (excluded)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -354,6 +421,11 @@ class EngineConfig:
 
 def check_layout(model: ModelConfig, height: int, width: int) -> None:
     """Refuse a network whose layers do not fit images of height x width pixels."""
+    if model.kind == "dense":
+        for name, value in {"attention": model.attention, "multiscale": model.multiscale}.items():
+            require(not value, f"model.{name}", value, f"model.kind=dense has no convolutions; set model.{name}=false")
+        require(model.norm == "none", "model.norm", model.norm, "model.kind=dense has no maps to normalise; set none")
+        return
     num_downs = len(model.widths) - 1
     if model.multiscale and num_downs < 3:
         raise ConfigError(
@@ -381,6 +453,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

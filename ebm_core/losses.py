@@ -1,7 +1,7 @@
 """The objective L_Full = L_CD + L_KL of Section 2.1, one function per equation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,23 @@ class Loss:
     energy_data: Energies
     energy_neg: Energies
 
+    def plus(self, name: str, term: Scalar) -> "Loss":
+        """With one more term."""
+        return replace(self, total=self.total + term, terms=self.terms | {name: term})
 
-def contrastive_divergence(energy_data: Energies, energy_neg: Energies) -> Scalar:
-    """L_CD = E_p[E(x)] - E_q[E(x')], Eq. 4; the samples carry no gradient here (stop-gradient of q)."""
-    return energy_data.mean() - energy_neg.mean()
+
+def contrastive_divergence(
+    energy_data: Energies, energy_neg: Energies, trim_fraction: float = 0.0, floor: float | None = None
+) -> Scalar:
+    """L_CD = E_p[E(x)] - E_q[E(x')], Eq. 4; the samples carry no gradient here (stop-gradient of q).
+
+    trim_fraction: share of the samples, those of lowest energy, that are left out; floor: no gradient below this value.
+    Both are Energy Matching's stabilisers (Balcerak et al., NeurIPS 2025), not the paper's.
+    """
+    if trim_fraction:
+        energy_neg = energy_neg.sort().values[int(trim_fraction * len(energy_neg)) :]
+    value = energy_data.mean() - energy_neg.mean()
+    return value if floor is None else value.clamp_min(floor)
 
 
 def frozen_energy(energy: nn.Module, x: Samples, condition: Tensor | None = None) -> Energies:
@@ -73,7 +86,7 @@ def improved_cd_loss(
     conditions = () if condition is None or condition_neg is None else (torch.cat([condition, condition_neg]),)
     x_opt = x_neg if cfg.kl_weight else x_neg.detach()
     energy_data, energy_neg, energy_opt = energies_for(lambda x: energy(x, *conditions), x_data, x_opt)
-    terms = {"cd": contrastive_divergence(energy_data, energy_neg)}  # Eq. 4
+    terms = {"cd": contrastive_divergence(energy_data, energy_neg, cfg.trim_fraction, cfg.cd_floor)}  # Eq. 4
     if cfg.kl_weight:
         terms["opt"] = cfg.kl_weight * energy_opt[: cfg.opt_samples].mean()  # Eq. 6
     if cfg.entropy_weight and past is not None:

@@ -5,6 +5,7 @@ layouts of the published code: cifar10 6,564,196 (full 4,859,234; half 1,295,809
 lsun_bedroom 27,053,700, mnist and fashion_mnist 3,101,313, objects 1,645,748, digits 210,657 in five convolutions.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,20 +81,61 @@ def scale_layout(cfg: ModelConfig, scale: int) -> list[Layer]:
 
 
 class ImageEnergy(nn.Module):
-    """One scale's energy: conv 3x3, swish, the layers of a layout, mean over pixels, dense to one number (Fig. 11)."""
+    """One scale's energy: conv 3x3, swish, the layers of a layout, mean over pixels, dense to one number (Fig. 11).
 
-    def __init__(self, cfg: ModelConfig, layout: list[Layer], channels: int, code_size: int) -> None:
+    With `cfg.head` = places the last layer sees every place of the last map instead of their mean.
+    """
+
+    def __init__(self, cfg: ModelConfig, layout: list[Layer], image_shape: ImageShape, code_size: int) -> None:
         super().__init__()
+        channels = image_shape[0]
         self.stem = Conv(channels, layout[0].width, 3, outer_reweigh(cfg))
         self.swish = Swish()
         self.layers = nn.ModuleList(make_layer(layer, cfg, code_size) for layer in layout)
-        self.head = Dense(layout[-1].width_out, 1, cfg.spectral_norm)
+        self.pooled = cfg.head == "mean"
+        places = 1 if self.pooled else math.prod(last_map(cfg, layout, image_shape))
+        self.head = Dense(places * layout[-1].width_out, 1, cfg.spectral_norm)
 
     def forward(self, x: Samples, code: Code | None) -> Energies:
         features = self.swish(self.stem(x))
         for layer in self.layers:
             features = layer(features, code)
-        return self.head(features.mean(dim=(2, 3), dtype=self.head.weight.dtype)).squeeze(1)
+        dtype = self.head.weight.dtype
+        seen = features.mean(dim=(2, 3), dtype=dtype) if self.pooled else features.flatten(1).to(dtype)
+        return self.head(seen).squeeze(1)
+
+
+def last_map(cfg: ModelConfig, layout: list[Layer], image_shape: ImageShape) -> tuple[int, int]:
+    """Height and width after the layers: a down halves them, rounding down in plain nets and up in the others."""
+    height, width = image_shape[1:]
+    for _ in (layer for layer in layout if layer.kind == "down"):
+        height, width = ((n + (cfg.kind != "plain")) // 2 for n in (height, width))
+    return height, width
+
+
+class DenseEnergy(nn.Module):
+    """The energy of a small image as one vector of pixels: dense layers with swish, each of a width, one number.
+
+    For 8 x 8 digits it costs a fifth of convolutions and models them better (docs/results/experiments.md). A condition
+    gives each layer its own gain and bias, as in `NormSwish`. It computes in its weights' precision.
+    """
+
+    def __init__(self, cfg: ModelConfig, num_values: int, code_size: int) -> None:
+        super().__init__()
+        inputs = (num_values, *cfg.widths[:-1])
+        self.layers = nn.ModuleList(Dense(a, b, cfg.spectral_norm) for a, b in zip(inputs, cfg.widths, strict=True))
+        self.modulations = nn.ModuleList(Dense(code_size, 2 * w, cfg.spectral_norm) for w in cfg.widths if code_size)
+        self.head = Dense(cfg.widths[-1], 1, cfg.spectral_norm)
+
+    def forward(self, x: Samples, code: Code | None) -> Energies:
+        features = x.flatten(1).to(self.head.weight.dtype)
+        for i, layer in enumerate(self.layers):
+            features = layer(features)
+            if code is not None:
+                gain, shift = self.modulations[i](code).chunk(2, dim=1)
+                features = (1 + gain) * features + shift
+            features = F.silu(features)
+        return self.head(features).squeeze(1)
 
 
 def make_layer(layer: Layer, cfg: ModelConfig, code_size: int) -> nn.Module:
@@ -126,8 +168,17 @@ class EnergyModel(nn.Module):
                 nn.SiLU(),
                 Dense(code_size, code_size, cfg.spectral_norm),
             )
+        self.output_scale, self.centered = cfg.output_scale, cfg.centered
+        if cfg.kind == "dense":
+            self.scales = nn.ModuleList([DenseEnergy(cfg, math.prod(image_shape), code_size)])
+            return
         layouts = [scale_layout(cfg, scale) for scale in range(3 if cfg.multiscale else 1)]
-        self.scales = nn.ModuleList(ImageEnergy(cfg, layout, image_shape[0], code_size) for layout in layouts)
+        sizes = [image_shape]
+        for _ in layouts[1:]:
+            sizes.append((image_shape[0], *(-(-n // 2) for n in sizes[-1][1:])))
+        self.scales = nn.ModuleList(
+            ImageEnergy(cfg, layout, size, code_size) for layout, size in zip(layouts, sizes, strict=True)
+        )
 
     def parts(self, x: Tensor, condition: Tensor | None = None) -> Float[Tensor, "b scales"]:
         """Energies (b, scales) of images `x` (b c h w) at full, half and quarter resolution; `condition` (b k) if any.
@@ -137,11 +188,13 @@ class EnergyModel(nn.Module):
         """
         self._check(x, condition)
         code = None if self.embedding is None or condition is None else self.embedding(condition)
+        x = 2 * x - 1 if self.centered else x
         energies = []
         for scale, energy in enumerate(self.scales):
             x = half_resolution(x) if scale else x
             energies.append(energy(x, code))
-        return torch.stack(energies, dim=1)
+        together = torch.stack(energies, dim=1)
+        return together if self.output_scale == 1 else self.output_scale * together
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Energies:
         """E(x), or E(x, c): (b), the sum of `parts`. Arguments and errors as there."""

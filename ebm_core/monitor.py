@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from ebm_core.config import LoopConfig, LossConfig
@@ -30,10 +31,7 @@ class StabilityMonitor:
     def update(self, step: int, energy_data: float, energy_neg: float, loss: float, grad_norm: float) -> None:
         """Take one step's batch means; DivergenceError when a limit of `LoopConfig` is passed."""
         gap = energy_data - energy_neg
-        named = {"E(data) - E(samples)": gap, "loss": loss, "gradient norm": grad_norm}
-        for quantity, value in named.items():
-            if not math.isfinite(value):
-                raise DivergenceError(step, value, math.inf, quantity)
+        self.require_finite(step, {"E(data) - E(samples)": gap, "loss": loss, "gradient norm": grad_norm})
         for quantity, value in {"mean E(data)": energy_data, "mean E(samples)": energy_neg}.items():
             if abs(value) * self._unit > self._loop.energy_limit:
                 raise DivergenceError(step, value, self._loop.energy_limit / self._unit, quantity)
@@ -43,6 +41,13 @@ class StabilityMonitor:
         if self.num_below >= self._loop.gap_patience:
             quantity = f"running mean of E(data) - E(samples) over {self._loop.gap_window} steps"
             raise DivergenceError(step, self.running_gap / self._unit, self._loop.gap_limit / self._unit, quantity)
+
+    @staticmethod
+    def require_finite(step: int, named: Mapping[str, float]) -> None:
+        """DivergenceError for the first number that is not finite."""
+        for quantity, value in named.items():
+            if not math.isfinite(value):
+                raise DivergenceError(step, value, math.inf, quantity)
 
     def drift_began(self, step: int) -> int:
         """The earliest step that the judgement at `step` rests on; a checkpoint from before it has seen no drift.

@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,8 +21,12 @@ from ebm_core.losses import Loss, improved_cd_loss
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.monitor import StabilityMonitor
 from ebm_core.rng import Shards, ShardStreams, stream, streams, uniform
-from ebm_core.sampler import sample_negatives
-from ebm_core.types import Samples
+from ebm_core.sampler import chain, sample_negatives
+from ebm_core.types import Samples, Scalar
+from ebm_core.warmup import flow_matching_loss, optimizer_settings, paired_noise
+
+FIRST_SAMPLES = 1024
+"""Samples over all workers with which contrastive divergence begins after a warm start."""
 
 SyncGradients = Callable[[list[Tensor]], None]
 """Averages each tensor over the workers, in place. One call a step: the gradients, and the step's metrics."""
@@ -73,30 +78,31 @@ def train_step(
 
     x_data: this worker's part (b c h w) of the global batch, in [0, 1]; condition: (b k) for a conditional energy.
     Returns the step's metrics, averaged over workers. Raises DivergenceError, with the state as it then is.
+    The first `warmup.num_steps` steps match flows instead (`warmup.py`): they have neither chains nor a buffer.
     """
     _check_batch(state, x_data, cfg)
     state.step += 1
     state.model.refresh()
     state.engine.refresh()
-    x_init, condition_neg = chain_starts(state, cfg, condition)
+    if state.step <= cfg.warmup.num_steps:
+        flow = flow_term(state, x_data, cfg, condition)
+        metrics = _descend(state, flow, {"flow": flow}, {}, cfg, sync_gradients)
+        state.monitor.require_finite(state.step, {"loss": metrics["loss"], "gradient norm": metrics["grad_norm"]})
+        return metrics
+    if state.step == cfg.warmup.num_steps + 1:
+        state.optimizer.state.clear()  # the flow loss has larger gradients: they would hold Adam back for long
+    x_init, condition_neg = chain_starts(state, x_data, cfg, condition)
     energy, frozen = state.engine.chain_energies(condition_neg, cfg.sampler.backprop)
     rng = step_streams(state, "chain", cfg)
     needs_graph = bool(cfg.loss.kl_weight or cfg.loss.entropy_weight)
     x_neg = sample_negatives(energy, x_init, cfg.sampler, rng, differentiable=needs_graph, frozen=frozen)
     past = past_samples(state, cfg)
     loss = improved_cd_loss(state.engine.energy, x_data, x_neg, past, cfg.loss, condition, condition_neg)
+    if cfg.loss.flow_weight:
+        loss = loss.plus("flow", cfg.loss.flow_weight * flow_term(state, x_data, cfg, condition))
 
-    parameters = list(state.model.parameters())
-    norms = _term_norms(loss, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}
-    state.optimizer.zero_grad()
-    loss.total.backward(inputs=parameters)
-    metrics = _metrics(loss, x_neg) | norms
-    _sync(sync_gradients, parameters, metrics)
-    metrics["grad_norm"] = _clip(parameters, cfg.optimizer.grad_clip)
-    state.optimizer.step()
-    ema_update(state.ema, state.model, cfg.optimizer.ema_decay)
-    state.buffer.add(x_neg.detach(), step_streams(state, "insert", cfg), condition=condition_neg, step=state.step)
-
+    metrics = _descend(state, loss.total, loss.terms, _chain_metrics(loss, x_neg), cfg, sync_gradients)
+    insert(state, x_neg, cfg, condition_neg)
     state.monitor.update(
         state.step, metrics["energy_data"], metrics["energy_neg"], metrics["loss"], metrics["grad_norm"]
     )
@@ -107,29 +113,115 @@ def train_step(
     }
 
 
+def _descend(
+    state: TrainState,
+    total: Scalar,
+    terms: dict[str, Scalar],
+    watched: dict[str, Scalar],
+    cfg: TrainConfig,
+    sync: SyncGradients | None,
+) -> dict[str, float]:
+    """One step of Adam down `total`, averaged over workers, and of the EMA. Returns all that was given as floats."""
+    parameters, settings = list(state.model.parameters()), optimizer_settings(state.step, cfg)
+    norms = _term_norms(terms, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}
+    state.optimizer.zero_grad()
+    total.backward(inputs=parameters)
+    metrics = _floats({"loss": total, **terms, **watched}) | norms
+    _sync(sync, parameters, metrics)
+    metrics["grad_norm"] = _clip(parameters, settings.grad_clip)
+    state.optimizer.param_groups[0].update(lr=settings.lr, betas=settings.betas)
+    state.optimizer.step()
+    ema_update(state.ema, state.model, settings.ema_decay)
+    return metrics | {"lr": settings.lr}
+
+
+def flow_term(state: TrainState, x_data: Samples, cfg: TrainConfig, condition: Tensor | None) -> Scalar:
+    """The warm start's loss of this step: `x_data` paired with U(0, 1) noise, at one random place on each line."""
+    noise = uniform(x_data.shape, step_streams(state, "flow-noise", cfg), state.device)
+    t = uniform((len(x_data),), step_streams(state, "flow-time", cfg), state.device)
+    energy, _ = state.engine.chain_energies(condition, "last")
+    travel = cfg.sampler.generate_steps * cfg.sampler.step_size
+    return flow_matching_loss(energy, paired_noise(noise, x_data, cfg.warmup), x_data, t, travel, cfg.warmup)
+
+
 def step_streams(state: TrainState, purpose: str, cfg: TrainConfig) -> ShardStreams:
     """This step's randomness for one purpose: a function of (seed, step, shard, purpose) alone."""
     return streams(state.seed, state.step, purpose, state.shards, cfg.train.batch_size, state.device)
 
 
-def chain_starts(state: TrainState, cfg: TrainConfig, condition: Tensor | None) -> tuple[Samples, Tensor | None]:
-    """Where the chains begin: augmented past samples (2.3), a fraction of them replaced by U(0, 1) noise (3.1).
+def chain_starts(
+    state: TrainState, x_data: Samples, cfg: TrainConfig, condition: Tensor | None
+) -> tuple[Samples, Tensor | None]:
+    """Where the chains begin: augmented past samples (2.3), fractions of them replaced by U(0, 1) noise (3.1) and data.
 
     A chain follows the data's condition, or keeps the one that its sample was made for (`buffer.conditions`); one that
-    restarts takes the data's.
+    starts anew takes the data's. While there are no past samples, noise takes their place.
     """
+    if cfg.warmup.num_steps and len(state.buffer) == 0:
+        fill_buffer(state, cfg, condition)
     count = sum(state.shards.sizes(cfg.train.batch_size))
     noise = uniform((count, *cfg.image_shape), step_streams(state, "noise", cfg), state.device)
+    restart = uniform((count,), step_streams(state, "restart", cfg), state.device) < cfg.buffer.restart_fraction
+    at_data = torch.cat(starts_at_data(state, cfg)).to(state.device)
+    anew = (restart | at_data).view(-1, 1)
+    if cfg.buffer.restart_steps:
+        noise = burnt_in(state, noise, restart & ~at_data, cfg, condition)
+    fresh = torch.where(at_data.view(-1, 1, 1, 1), x_data, noise)
     if len(state.buffer) == 0:
-        return noise, condition
+        return fresh, condition
     levels, condition_past = state.buffer.draw(count, step_streams(state, "draw", cfg))
     x_past = dequantize(levels, step_streams(state, "dither-past", cfg) if cfg.data.dither else None)
     x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg), state.engine.transition)
-    restart = uniform((count,), step_streams(state, "restart", cfg), state.device) < cfg.buffer.restart_fraction
-    x_init = torch.where(restart.view(-1, 1, 1, 1), noise, x_past)
+    x_init = torch.where(anew.view(-1, 1, 1, 1), fresh, x_past)
     if condition is None or cfg.buffer.conditions == "data":
         return x_init, condition
-    return x_init, torch.where(restart.view(-1, 1), condition, condition_past)
+    return x_init, torch.where(anew, condition, condition_past)
+
+
+def starts_at_data(state: TrainState, cfg: TrainConfig) -> list[Tensor]:
+    """For each owned shard, which of its chains start at data: evenly spread places of the global batch, no draw."""
+    edges = state.shards.bounds(cfg.train.batch_size)
+    before = (torch.arange(edges[0], edges[-1] + 1, dtype=torch.float64) * cfg.buffer.data_fraction).floor()
+    return list(before.diff().bool().split([b - a for a, b in pairwise(edges)]))
+
+
+def insert(state: TrainState, x_neg: Samples, cfg: TrainConfig, condition: Tensor | None) -> None:
+    """Offer the ends of the chains to the buffer, without those that started at data."""
+    rng, own = step_streams(state, "insert", cfg), [~at_data for at_data in starts_at_data(state, cfg)]
+    if cfg.buffer.data_fraction:
+        rng, rows = (
+            ShardStreams(rng.generators, tuple(int(kept.sum()) for kept in own)),
+            torch.cat(own).nonzero().view(-1),
+        )
+        x_neg, condition = x_neg[rows], None if condition is None else condition[rows]
+    state.buffer.add(x_neg.detach(), rng, condition=condition, step=state.step)
+
+
+def burnt_in(state: TrainState, noise: Samples, restart: Tensor, cfg: TrainConfig, condition: Tensor | None) -> Samples:
+    """`noise`, of which the chosen rows have taken `buffer.restart_steps` steps of the chain."""
+    rows = restart.nonzero().view(-1)
+    if not len(rows):
+        return noise
+    rng = step_streams(state, "burn-in", cfg)
+    sizes = tuple(int(part.sum()) for part in restart.cpu().split(rng.sizes))
+    _, frozen = state.engine.chain_energies(None if condition is None else condition[rows], "last")
+    some = ShardStreams(rng.generators, sizes)
+    ends, _ = chain(frozen, noise[rows], cfg.sampler, some, num_steps=cfg.buffer.restart_steps)
+    return noise.index_copy(0, rows, ends)
+
+
+def fill_buffer(state: TrainState, cfg: TrainConfig, condition: Tensor | None) -> None:
+    """Give a buffer that is still empty up to FIRST_SAMPLES of what the warm start's energy generates from noise.
+
+    All later chains descend from these and from restarts: a batch of them alone would leave few lines of descent.
+    """
+    _, frozen = state.engine.chain_energies(condition, "last")
+    batch_size = cfg.train.batch_size
+    for i in range(-(-min(FIRST_SAMPLES, cfg.buffer.capacity) // batch_size)):
+        rng = step_streams(state, f"first-samples-{i}", cfg)
+        noise = uniform((sum(rng.sizes), *cfg.image_shape), rng, state.device)
+        ends, _ = chain(frozen, noise, cfg.sampler, rng, num_steps=cfg.sampler.generate_steps)
+        state.buffer.add(ends, rng, condition=condition, step=state.step)
 
 
 def past_samples(state: TrainState, cfg: TrainConfig) -> Samples | None:
@@ -150,24 +242,26 @@ def _check_batch(state: TrainState, x_data: Samples, cfg: TrainConfig) -> None:
         )
 
 
-def _metrics(loss: Loss, x_neg: Samples) -> dict[str, float]:
-    """The step's numbers as floats: one transfer from the device."""
+def _chain_metrics(loss: Loss, x_neg: Samples) -> dict[str, Scalar]:
+    """What is watched beside the terms."""
     x_neg = x_neg.detach()
-    values = {
-        "loss": loss.total.detach(),
-        **{name: term.detach() for name, term in loss.terms.items()},
+    return {
         "energy_data": loss.energy_data.mean(),
         "energy_neg": loss.energy_neg.mean(),
         "energy_gap": loss.energy_data.mean() - loss.energy_neg.mean(),
         "clamped_fraction": ((x_neg <= 0) | (x_neg >= 1)).to(x_neg.dtype).mean(),
     }
-    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
-def _term_norms(loss: Loss, parameters: list[torch.nn.Parameter]) -> dict[str, float]:
+def _floats(values: dict[str, Scalar]) -> dict[str, float]:
+    """The step's numbers as floats: one transfer from the device."""
+    return dict(zip(values, torch.stack([v.detach() for v in values.values()]).tolist(), strict=True))
+
+
+def _term_norms(terms: dict[str, Scalar], parameters: list[torch.nn.Parameter]) -> dict[str, float]:
     """L2 norm of each term's own gradient (Fig. 12)."""
     norms = {}
-    for name, term in loss.terms.items():
+    for name, term in terms.items():
         slopes = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
         norms[f"grad_norm/{name}"] = float(torch.nn.utils.get_total_norm([g for g in slopes if g is not None]))
     return norms

@@ -1,5 +1,6 @@
 """What all tests share: the floor below which the suite must not shrink."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -12,6 +13,11 @@ import pytest
 FLOOR = Path(__file__).with_name("floor.txt")
 # Else the other half of the suite starves what a Ray of this one runs.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Judges that one test trains, the next may use, in other processes too; never those of this machine's user.
+if "EBM_TEST_CACHE" not in os.environ:
+    os.environ["EBM_TEST_CACHE"] = tempfile.mkdtemp(prefix="ebm-cache-")
+    atexit.register(shutil.rmtree, os.environ["EBM_TEST_CACHE"], ignore_errors=True)
+os.environ["EBM_CACHE"] = os.environ["EBM_TEST_CACHE"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -309,9 +309,9 @@ class Evaluator:
         return Composer([self._model], [self.cfg], self.train, self.heldout, [self.digest])
 
     def _classify(self) -> Callable[[Pixels], Float[np.ndarray, "n k"]] | None:
-        """Class probabilities by the logistic regression on pixels, where the data allow one."""
+        """Class probabilities by a judge trained on the labels, where the data have any."""
         try:
-            return self.reference.class_probabilities if self.reference.classifier else None
+            return self.reference.class_probabilities if self.reference.judge else None
         except DataError:
             return None
 

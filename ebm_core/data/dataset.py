@@ -139,3 +139,9 @@ def remembered(read: Read, num_images: int, image_shape: ImageShape) -> Read:
         return images[index]
 
     return read_once
+
+
+def thinned(length: int, count: int) -> Int64[Tensor, "n"]:
+    """At most `count` of the numbers below `length`, evenly spread: files are often sorted by class."""
+    count = min(length, count)
+    return torch.arange(count) * length // count

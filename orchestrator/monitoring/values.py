@@ -30,7 +30,7 @@ def exported_name(name: str) -> tuple[str, dict[str, str]]:
 
     `loss` terms and gradient norms share a name and differ in the label `term`. Energies have no unit.
     """
-    if name in ("cd", "opt", "entropy", "l2"):
+    if name in ("flow", "cd", "opt", "entropy", "l2"):
         return "ebm_loss_term", {"term": name}
     if name.startswith("grad_norm/"):
         return "ebm_grad_norm_term", {"term": name.partition("/")[2]}

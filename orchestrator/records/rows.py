@@ -25,6 +25,7 @@ class MetricName(NamedTuple):
 
 METRIC_NAMES: dict[str, MetricName] = {
     "loss": MetricName("sum of the weighted loss terms, which training minimises", ""),
+    "flow": MetricName("flow matching: squared error of the slope on lines from noise to data (warm start)", ""),
     "cd": MetricName("contrastive divergence, E(data) - E(samples) (Eq. 4)", "energy"),
     "opt": MetricName("weighted L_opt: frozen energy of the samples (Eq. 6)", ""),
     "entropy": MetricName("weighted negative nearest-neighbor entropy of the samples (Eq. 7)", ""),
@@ -33,6 +34,7 @@ METRIC_NAMES: dict[str, MetricName] = {
     "energy_neg": MetricName("mean energy of the sampled batch", "energy"),
     "energy_gap": MetricName("E(data) - E(samples), the quantity that stability is judged by", "energy"),
     "grad_norm": MetricName("L2 norm of the whole gradient before clipping", ""),
+    "grad_norm/flow": MetricName("gradient norm of the flow matching term", ""),
     "grad_norm/cd": MetricName("gradient norm of the contrastive divergence term (Fig. 12)", ""),
     "grad_norm/opt": MetricName("gradient norm of L_opt (Fig. 12)", ""),
     "grad_norm/entropy": MetricName("gradient norm of L_ent (Fig. 12)", ""),

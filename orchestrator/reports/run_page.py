@@ -13,9 +13,17 @@ from orchestrator.reports.run_data import PAPER_SCORES, RunData, gather
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run
 
-LOSS_TERMS = {"loss": "sum", "cd": "L_CD", "opt": "L_opt", "entropy": "L_ent", "l2": "L2 of energies"}
+LOSS_TERMS = {
+    "loss": "sum",
+    "flow": "flow matching",
+    "cd": "L_CD",
+    "opt": "L_opt",
+    "entropy": "L_ent",
+    "l2": "L2 of energies",
+}
 GRADIENTS = {
     "grad_norm": "whole gradient",
+    "grad_norm/flow": "flow matching",
     "grad_norm/cd": "L_CD",
     "grad_norm/opt": "L_opt",
     "grad_norm/entropy": "L_ent",

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.records.rows import Row
 
-SHOWN: tuple[str, ...] = ("energy_gap", "loss", "cd", "opt", "entropy", "l2", "grad_norm")
+SHOWN: tuple[str, ...] = ("energy_gap", "loss", "flow", "cd", "opt", "entropy", "l2", "grad_norm")
 """Columns of a line of progress, in order."""
 
 

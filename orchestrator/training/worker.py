@@ -19,6 +19,7 @@ from ebm_core.errors import DivergenceError, EbmError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.rng import Shards, stream
 from ebm_core.trainer import TrainState, init_state, train_step
+from ebm_core.warmup import slower
 from orchestrator.cluster.environment import adopt
 from orchestrator.cluster.mailbox import gather
 from orchestrator.records.rows import Recorder, Row, is_logged, part_bytes, part_name, part_steps
@@ -75,7 +76,7 @@ def train_until_done(data: Dataset, state: TrainState, loop: "Loop") -> None:
 
 def _train_on(data: Dataset, state: TrainState, loop: "Loop") -> None:
     """From the state's step to the last, or until told to stop."""
-    cfg, group = loop.cfg, loop.group
+    cfg, group = loop.settings, loop.group
     sync = average_gradients if group.size > 1 else None
     for x_data, condition in labelled_batches(
         data,
@@ -138,12 +139,10 @@ class Loop:
     saver: BackgroundSaver = field(default_factory=BackgroundSaver)
 
     def resume(self, state: TrainState) -> None:
-        """Put the newest sound checkpoint into `state`, with the learning rate that the rollbacks so far have left."""
+        """Put the newest sound checkpoint into `state`, and complete the rollbacks so far."""
         found: list[Rollback] = complete_rollbacks(self.run, self.warn) if self.group.rank == 0 else []
         self.rollbacks = self.group.from_first(found)
         restore(self.run, state, self.group, lambda text: ray.get(self.mailbox.post.remote("note", text)))
-        for settings in state.optimizer.param_groups:
-            settings["lr"] = self.lr
         self.recorder = Recorder(state.step)
         if self.group.rank == 0:
             if self.job.cluster.least_workers < self.job.cluster.num_workers:
@@ -152,9 +151,9 @@ class Loop:
             self.mailbox.post.remote("started", state.step)
 
     @property
-    def lr(self) -> float:
-        """Learning rate after the rollbacks so far."""
-        return self.rollbacks[-1].lr if self.rollbacks else self.cfg.optimizer.lr
+    def settings(self) -> TrainConfig:
+        """What `train_step` is told: the run's settings, slowed down by the rollbacks so far."""
+        return slower(self.cfg, self.rollbacks[-1].lr) if self.rollbacks else self.cfg
 
     def roll_back(self, state: TrainState, error: DivergenceError) -> bool:
         """Decide (rank 0), write the decision down, say so; False: the run ends. `resume` then carries it out."""
@@ -175,7 +174,7 @@ class Loop:
     def log(self, step: int, terms: dict[str, float], device: torch.device) -> None:
         """Keep a row and send it to the driver (rank 0; the terms are means over the workers already)."""
         if self.group.rank == 0 and is_logged(step, self.cfg.train.log_every):
-            row = terms | {"lr": self.lr, "rollbacks": float(len(self.rollbacks)), "device_memory": peak_bytes(device)}
+            row = terms | {"rollbacks": float(len(self.rollbacks)), "device_memory": peak_bytes(device)}
             self.mailbox.post.remote("row", self.recorder.add(step, row))
 
     def news(self) -> tuple[bool, bool]:
@@ -239,7 +238,8 @@ class Loop:
             return
         if self.group.size > 1:
             entries = gather(self.mailbox, attempt, self.group.size)
-        self.run.write_bytes(f"samples/{step_name(step)}.png", grid)
+        if grid:
+            self.run.write_bytes(f"samples/{step_name(step)}.png", grid)
         self.run.commit(step, attempt, manifest_bytes(entries, step))
         self.run.retain(self.job.checkpoint.keep, self.warn, awaiting_scores(self.run, self.job))
         ray.get(self.mailbox.post.remote("checkpoint", step))
@@ -250,7 +250,12 @@ class Loop:
         self.group.all(None)
 
     def chain_grid(self, state: TrainState) -> bytes:
-        """Where training's chains have been: draws from rank 0's buffer, as a PNG. It costs no sampling."""
+        """Where training's chains have been: draws from rank 0's buffer, as a PNG. It costs no sampling.
+
+        Empty while the buffer is: a warm start runs no chains.
+        """
+        if len(state.buffer) == 0:
+            return b""
         rng = stream(state.seed, state.step, "grid", device=state.device)
         levels, _ = state.buffer.draw(self.job.evaluation.grid_count, rng)
         return grid_png(levels.cpu())

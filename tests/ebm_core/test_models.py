@@ -1,6 +1,7 @@
 """Oracles: the published parameter counts, finite differences in float64, and layers written out by hand."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -338,3 +339,59 @@ def test_a_layout_that_does_not_fit_is_refused(settings: dict, image_shape, word
 def test_a_negative_number_of_conditions_is_refused():
     with pytest.raises(ConfigError, match="num_conditions = -1"):
         build_energy(ModelConfig(), (3, 32, 32), num_conditions=-1)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("plain", 28), ("figure11a", 33), ("mnist", 28), ("plain", 29)])
+@pytest.mark.parametrize("multiscale", [False, True])
+def test_a_head_of_places_has_a_weight_for_each_place_and_tells_them_apart(kind, size, multiscale):
+    widths = (4, 4, 4, 4) if multiscale else (4, 4)
+    cfg = ModelConfig(kind=kind, widths=widths, norm="none", attention=False, multiscale=multiscale, head="places")
+    model = build_energy(cfg, (1, size, size))
+    x = torch.zeros(2, 1, size, size)
+    x[0, 0, 2, 2] = x[1, 0, size - 3, size - 3] = 1.0
+    assert model(x).shape == (2,)
+    with torch.no_grad():  # every weight but those of one corner's channel is 0: only that corner counts
+        for scale in model.scales:
+            scale.head.weight.zero_()
+            scale.head.weight[0, 0] = 1.0
+    blank = model(torch.zeros(1, 1, size, size))
+    assert float((model(x[:1]) - blank).detach().abs()) > 100 * float((model(x[1:]) - blank).detach().abs())
+
+
+def test_a_dense_energy_sees_all_pixels_and_its_scale_multiplies_it():
+    cfg = ModelConfig(kind="dense", widths=(16, 8), norm="none", attention=False, multiscale=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_energy(cfg, (1, 8, 8))
+        torch.manual_seed(0)
+        small = build_energy(replace(cfg, output_scale=0.01), (1, 8, 8))
+    x = torch.rand(5, 1, 8, 8, requires_grad=True)
+    torch.testing.assert_close(small(x), 0.01 * model(x))
+    (slope,) = torch.autograd.grad(model(x).sum(), x)
+    assert bool((slope != 0).all())
+    assert sum(p.numel() for p in model.parameters()) == 64 * 16 + 16 + 16 * 8 + 8 + 8 + 1
+
+
+@pytest.mark.parametrize("wrong", [{"attention": True}, {"multiscale": True}, {"norm": "layer"}])
+def test_a_dense_energy_refuses_what_needs_convolutions(wrong):
+    settings = {"norm": "none", "attention": False, "multiscale": False} | wrong
+    with pytest.raises(ConfigError, match=f"model.{next(iter(wrong))} = .*dense"):
+        build_energy(ModelConfig(kind="dense", widths=(16, 8), **settings), (1, 8, 8))
+
+
+def test_a_conditional_dense_energy_depends_on_its_condition():
+    cfg = ModelConfig(kind="dense", widths=(16, 8), norm="none", attention=False, multiscale=False)
+    model = build_energy(cfg, (1, 8, 8), num_conditions=3)
+    x = torch.rand(2, 1, 8, 8)
+    a, b = (model(x, torch.eye(3)[[i, i]]) for i in range(2))
+    assert bool((a != b).all())
+
+
+@pytest.mark.parametrize("kind", ["dense", "plain"])
+def test_a_centered_energy_sees_images_between_minus_one_and_one(kind):
+    cfg = ModelConfig(kind=kind, widths=(8, 8), norm="none", attention=False, multiscale=False, centered=True)
+    model = build_energy(cfg, (1, 8, 8))
+    plain = copy.deepcopy(model)
+    plain.centered = False
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(model(x), plain(2 * x - 1))

@@ -63,7 +63,7 @@ def test_a_step_is_adam_on_the_gradient_of_the_loss(face: str, tolerance: float)
     train_step(state, batch(2, cfg), cfg)
 
     twin.step += 1
-    x_init, _ = chain_starts(twin, cfg, None)
+    x_init, _ = chain_starts(twin, batch(2, cfg), cfg, None)
     energy = getattr(twin.engine, face)
     x_neg = sample_negatives(energy, x_init, cfg.sampler, step_streams(twin, "chain", cfg))
     loss = improved_cd_loss(energy, batch(2, cfg), x_neg, past_samples(twin, cfg), cfg.loss)
@@ -136,7 +136,7 @@ def test_restarts_come_at_their_rate_and_are_uniform_noise():
     state = init_state(cfg)
     state.buffer.add(torch.zeros(4000, 1, 8, 8), step_streams(state, "insert", cfg))
     state.step = 1
-    x_init, _ = chain_starts(state, cfg, None)
+    x_init, _ = chain_starts(state, torch.full((4000, 1, 8, 8), 1.0), cfg, None)
     noise = x_init.flatten(1).std(1) > 0.2  # a black past sample stays nearly black however it is augmented
     assert abs(float(noise.double().mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
     assert abs(float(x_init[noise].mean()) - 0.5) < 0.01
@@ -170,7 +170,7 @@ def test_chains_of_a_conditional_energy_follow_the_data_or_keep_what_their_sampl
     x = torch.rand(8, 1, 8, 8)
     state.buffer.add(x, step_streams(state, "insert", cfg), condition=torch.eye(10)[[3] * 8], step=0)
     condition = torch.eye(10)[[7] * 8]
-    x_init, told = chain_starts(state, cfg, condition)
+    x_init, told = chain_starts(state, torch.ones(8, 1, 8, 8), cfg, condition)
     past = torch.tensor([bool(((start - x) ** 2).flatten(1).mean(1).min() < 0.01) for start in x_init])
     assert 0 < past.sum() < 8  # some chains go on, some restart
     assert told is not None

@@ -4,21 +4,18 @@ Each needs weights that a person has installed (`workers.features.weights`); the
 `medium` is no FID: it is a smaller network trained on the same photographs, quick enough for a CPU.
 """
 
-import contextlib
 import hashlib
-import os
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from ebm_core.errors import DataError
+from workers.features import kept
 from workers.features.networks import NETWORKS
 from workers.features.small import SmallFeatures
 from workers.features.weights import Weights
@@ -36,9 +33,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Extractor(Protocol):
     """Turns stored images into numbers."""
 
-    name: str
-    num_features: int
-    """The first columns of what `features` returns; Inception-V3's logits follow them."""
+    @property
+    def name(self) -> str:
+        """Stands in names of scores and in results."""
+        ...
+
+    @property
+    def num_features(self) -> int:
+        """The first columns of what `features` returns; logits follow them where a network has any."""
+        ...
 
     def features(self, images: UInt8[Tensor, "n c h w"]) -> Float[np.ndarray, "n d"]:
         """One row per image. Raises DataError for an unfit shape, an empty set, or features that are not finite."""
@@ -91,6 +94,7 @@ class DeepFeatures:
 
 
 EXTRACTORS = ("small", "medium", "inception")
+"""Those whose weights are not trained on the images at hand, as the judges of `workers.features.judge` are."""
 
 
 def open_extractor(name: str, channels: int, weights: Weights, device: torch.device | str = "cpu") -> Extractor:
@@ -115,28 +119,8 @@ def remembered_features(
     key = hashlib.sha256(f"1 {extractor.name} {digest} {tuple(images.shape)} ".encode())
     key.update(images.contiguous().numpy().tobytes())
     path = cache / "features" / f"{key.hexdigest()}.safetensors"
-    found = _read(path)
+    found = (kept.read(path) or {}).get("features")
     if found is None:
         found = extractor.features(images)
-        with contextlib.suppress(OSError, SafetensorError):  # a full disk must not end an evaluation
-            _write(path, found)
+        kept.write(path, {"features": found})
     return found
-
-
-def _read(path: Path) -> Float[np.ndarray, "n d"] | None:
-    try:
-        with safe_open(path, "numpy") as file:
-            rows, said = file.get_tensor("features"), (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
-        return None
-    return rows if hashlib.sha256(rows.tobytes()).hexdigest() == said else None
-
-
-def _write(path: Path, rows: Float[np.ndarray, "n d"]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        save_file({"features": rows}, fresh, {"sha256": hashlib.sha256(rows.tobytes()).hexdigest()})
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)

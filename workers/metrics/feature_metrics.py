@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ebm_core.data.dataset import thinned
 from workers.metrics import formulas
-from workers.metrics.metric import Metric
-from workers.metrics.reference import Reference, Shard, thinned
+from workers.metrics.metric import Better, Metric
+from workers.metrics.reference import Reference, Shard
 from workers.metrics.stats import FeatureStats, frechet_distance
 
 NUM_NEIGHBORS = 5000
@@ -25,10 +26,15 @@ FIELD_IMAGES = 50_000
 """Generated images behind the FID and the Inception score of most publications."""
 
 NAMES = {
+    "judge": "64 features of a classifier trained on the labels of the training images",
+    "rotation": "64 features of a net trained to tell by which quarter turn training images were rotated",
     "small": "128 random-filter features",
     "medium": "1,280 MobileNetV2 features",
     "inception": "2,048 Inception-V3 features",
 }
+
+BLIND = {"small": "; blind to what an image shows: grey blur scores better than legible images with too much contrast"}
+"""What the description of an extractor's Frechet distance has to add."""
 
 Known = Mapping[str, Any]
 
@@ -120,6 +126,7 @@ def _finish_inception_score(generated: Float[np.ndarray, "s k+2"], real: Referen
 def _frechet(extractor: str, compares: str) -> Metric:
     return Metric(
         compares,
+        better="less",
         prepare=lambda real: real.extractor(extractor),
         score=lambda shard, real: features_of(shard, real, extractor),
         fold=_fold_stats,
@@ -129,9 +136,10 @@ def _frechet(extractor: str, compares: str) -> Metric:
     )
 
 
-def _pairwise(extractor: str, compares: str, finish: Any, least: int = 2) -> Metric:
+def _pairwise(extractor: str, better: Better, compares: str, finish: Any, least: int = 2) -> Metric:
     return Metric(
         compares,
+        better=better,
         prepare=lambda real: real.extractor(extractor),
         score=lambda shard, real: _some_features(shard, real, extractor),
         finish=finish,
@@ -148,15 +156,17 @@ def _stand_ins(extractor: str) -> dict[str, Metric]:
         f"fid_{extractor}": _frechet(
             extractor,
             f"Frechet distance in {features} (not FID) of generated to training images; "
-            "biased upward by few images, as the held-out row is",
+            f"biased upward by few images, as the held-out row is{BLIND.get(extractor, '')}",
         ),
         f"kid_{extractor}": _pairwise(
             extractor,
+            "less",
             f"unbiased squared MMD, kernel (x.y / d + 1)^3, in {features} (not KID) of generated to training images",
             _finish_kernel,
         ),
         f"precision_recall_{extractor}": _pairwise(
             extractor,
+            "more",
             f"precision, recall, density, coverage in {features}, k = 5, equal counts on both sides",
             _finish_neighbors,
             least=6,
@@ -165,6 +175,8 @@ def _stand_ins(extractor: str) -> dict[str, Metric]:
 
 
 FEATURE_METRICS: dict[str, Metric] = {
+    **_stand_ins("judge"),
+    **_stand_ins("rotation"),
     **_stand_ins("small"),
     **_stand_ins("medium"),
     "fid": _frechet(
@@ -174,18 +186,21 @@ FEATURE_METRICS: dict[str, Metric] = {
     ),
     "kid": _pairwise(
         "inception",
+        "less",
         f"kernel inception distance ({NAMES['inception']}), mean of 100 random subsets of 1,000 images, of generated "
         "to training images",
         _finish_subset_kernel,
     ),
     "precision_recall": _pairwise(
         "inception",
+        "more",
         f"precision, recall, density, coverage in {NAMES['inception']}, k = 5, equal counts on both sides",
         _finish_neighbors,
         least=6,
     ),
     "inception_score": Metric(
         "Inception score: mean over 10 splits, in the order of generation, of exp KL(p(y|x) to p(y))",
+        better="more",
         prepare=lambda real: real.extractor("inception"),
         score=lambda shard, real: formulas.split_sums(
             real.features(shard, "inception")[:, real.extractor("inception").num_features :], shard.first, shard.total

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from ebm_core.errors import DataError
 from workers.metrics.reference import Reference, Shard
+
+Better: TypeAlias = Literal["less", "more"]
 
 
 def append(state: list[Any] | None, part: Any) -> list[Any]:
@@ -21,6 +23,8 @@ class Metric:
 
     compares: str
     """What with what, for the protocol in the result."""
+    better: Better | None
+    """Whether less or more of `value` is better; None: neither, as of a ratio that should be 1."""
     prepare: Callable[[Reference], object]
     """Refuses unfit data before the first image is drawn."""
     score: Callable[[Shard, Reference], Any]

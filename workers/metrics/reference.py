@@ -3,34 +3,28 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ebm_core.data.dataset import Dataset
-from ebm_core.data.pixels import dequantize
+from ebm_core.data.dataset import Dataset, thinned
 from ebm_core.errors import DataError
 from ebm_core.rng import stream
 from ebm_core.types import Pixels
 from workers.features.deep import Extractor, open_extractor, remembered_features
+from workers.features.judge import LABEL, ROTATION, Judge, fit_judge
 from workers.features.weights import Weights
 from workers.metrics import formulas
 from workers.metrics.stats import FeatureStats, frechet_distance
-
-if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
 
 NUM_REAL = 10_000
 """Real images of a split that scores compare with; a larger split is thinned evenly."""
 
 NUM_ENERGIES = 2000
 """Of those, the images whose energy is computed: a mean needs no more, and a large net is slow on a CPU."""
-
-CLASSIFIER_VALUES = 1024
-"""Values per image up to which a logistic regression on pixels is a fair judge, and quick to train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +101,28 @@ class Reference:
         return formulas.nearest_distance(self.heldout.images.numpy(), self.train.images.numpy())[0]
 
     @cached_property
-    def classifier(self) -> "LogisticRegression":
-        """Logistic regression on the pixels of the real training images."""
-        from sklearn.linear_model import LogisticRegression  # only here: every process of a job loads this module
-
-        labels, values = self.train.labels, self.train.images[0].numel()
+    def judge(self) -> Judge:
+        """Trained on the labels of the training images, if they have any. DataError where they teach nothing."""
+        labels, instead = self._train.labels, "use the stand-ins that need none, such as fid_rotation"
         if labels is None:
-            raise DataError(f"metric classifier: {self._train.name} has no labels; leave it out of the metrics")
-        if values > CLASSIFIER_VALUES:
+            raise DataError(f"{self._train.name} has no labels to train a judge on; {instead}")
+        if len(labels.unique()) < 2:
             raise DataError(
-                f"metric classifier: images of {values} values are too large for a logistic regression on pixels "
-                f"(at most {CLASSIFIER_VALUES}); leave it out of the metrics"
+                f"all training images of {self._train.name} have one label, which teaches a judge nothing: use more "
+                f"images (data.limit), or {instead}"
             )
-        if len(np.unique(labels)) < 2:
-            raise DataError("metric classifier: all training images have one label; use more images (data.limit)")
-        return LogisticRegression(max_iter=2000).fit(pixel_rows(self.train.images), labels)
+        return fit_judge(self._train, self._heldout, [LABEL], self._weights.cache)
 
     def class_probabilities(self, images: Pixels) -> Float[np.ndarray, "n k"]:
-        """What `classifier` makes of images."""
-        return self.classifier.predict_proba(pixel_rows(images))
+        """What `judge` makes of images."""
+        return self.judge.probabilities(self.judge.features(images))
 
     def extractor(self, name: str) -> Extractor:
-        """One of EXTRACTORS, opened once. Raises DataError where its weights are missing."""
+        """One of EXTRACTORS, opened once. Raises DataError where its weights are missing, or labels to train it on."""
+        if name == "judge":
+            return self.judge
+        if name not in self._extractors and name == ROTATION:
+            self._extractors[name] = fit_judge(self._train, self._heldout, [ROTATION], self._weights.cache)
         if name not in self._extractors:
             channels = self._train.image_shape[0]
             self._extractors[name] = open_extractor(name, channels, self._weights, self._device)
@@ -176,14 +170,3 @@ class Reference:
     def _some_energies(self, images: Pixels, dataset: Dataset | None, index: Tensor) -> Float[np.ndarray, "m"]:
         rows = thinned(len(images), NUM_ENERGIES)
         return self._energies(images[rows], dataset, index[rows])
-
-
-def thinned(length: int, count: int) -> Int64[Tensor, "n"]:
-    """At most `count` of the numbers below `length`, evenly spread: files are often sorted by class."""
-    count = min(length, count)
-    return torch.arange(count) * length // count
-
-
-def pixel_rows(images: Pixels) -> Float[np.ndarray, "n p"]:
-    """One row of pixels in [0, 1] per image, float64."""
-    return dequantize(images).flatten(1).double().numpy()

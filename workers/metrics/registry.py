@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ebm_core.errors import ConfigError
-from workers.metrics import formulas
+from workers.features.judge import LABEL
+from workers.metrics import diversity, formulas
 from workers.metrics.feature_metrics import FEATURE_METRICS, Known
 from workers.metrics.metric import Accumulator, Metric, combine
-from workers.metrics.reference import NUM_REAL, RealImages, Reference, Shard, pixel_rows
+from workers.metrics.reference import NUM_REAL, RealImages, Reference, Shard
 
 __all__ = ["METRICS", "NUM_REAL", "Accumulator", "Metric", "RealImages", "Reference", "Shard", "combine", "find_metric"]
 
@@ -64,15 +65,14 @@ def _finish_nearest(parts: Sequence[tuple[np.ndarray, np.ndarray]], real: Refere
 
 
 def _score_classifier(shard: Shard, real: Reference) -> Float[np.ndarray, "n k"]:
-    return real.class_probabilities(shard.images)
+    return real.judge.probabilities(real.features(shard, "judge"))
 
 
 def _finish_classifier(parts: Sequence[np.ndarray], real: Reference, known: Known) -> dict[str, Any]:
     probabilities = np.concatenate(parts)
     result = formulas.classifier_scores(probabilities)
     heldout = formulas.classifier_scores(real.class_probabilities(real.heldout.images))
-    if real.heldout.labels is not None:
-        heldout["accuracy"] = float(real.classifier.score(pixel_rows(real.heldout.images), real.heldout.labels))
+    heldout["accuracy"] = real.judge.accuracy[LABEL]
     noise = formulas.classifier_scores(real.class_probabilities(real.noise.images))
     counts = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
     return {
@@ -80,6 +80,7 @@ def _finish_classifier(parts: Sequence[np.ndarray], real: Reference, known: Know
         **result,
         "num_classes": int(probabilities.shape[1]),
         "images_per_class": counts.tolist(),
+        "share_per_class": (counts / len(probabilities)).tolist(),
         "heldout": heldout,
         "noise": noise,
     }
@@ -88,6 +89,7 @@ def _finish_classifier(parts: Sequence[np.ndarray], real: Reference, known: Know
 METRICS: dict[str, Metric] = {
     "energy_gap": Metric(
         "mean energy of held-out (and training) images minus that of generated ones",
+        better=None,
         prepare=lambda real: (real.train, real.heldout, real.noise),
         score=lambda shard, real: shard.energies,
         finish=_finish_gap,
@@ -95,14 +97,26 @@ METRICS: dict[str, Metric] = {
     **FEATURE_METRICS,
     "nearest_train": Metric(
         "median L2 distance of generated images to the nearest training image, over that of held-out images",
+        better=None,
         prepare=lambda real: real.heldout_nearest,
         score=_score_nearest,
         finish=_finish_nearest,
     ),
+    "diversity": Metric(
+        "mean L2 distance between two generated images, over that between two held-out ones; equal counts",
+        better=None,
+        prepare=lambda real: real.heldout,
+        score=diversity.score,
+        finish=diversity.finish,
+        least=3,
+        real_sets=dict.fromkeys(("heldout", "noise"), diversity.NUM_IMAGES),
+    ),
     "classifier": Metric(
-        "mean confidence of a logistic regression trained on the real training images, in generated images",
-        prepare=lambda real: real.classifier,
+        "mean confidence of a classifier trained on the labels of the training images, in generated images",
+        better="more",
+        prepare=lambda real: real.judge,
         score=_score_classifier,
         finish=_finish_classifier,
+        extractor="judge",
     ),
 }

@@ -1,5 +1,7 @@
 """The judge on images whose factors are plain to see."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from ebm_core.config import DataConfig
 from ebm_core.data import Dataset
 from ebm_core.data.images import fit
 from ebm_core.errors import ConfigError, DataError
-from workers.features.judge import fit_judge
+from workers.features import judge as judging
+from workers.features.judge import LABEL, ROTATION, fit_judge
 from workers.studies.recipes import Concept, recipe, score
 
 
@@ -54,6 +57,76 @@ def test_it_is_a_function_of_its_images(judge):
     again = fit_judge(bars(600), bars(200, "test", seed=1), ["label", "left"])
     for name, weight in judge.net.state_dict().items():
         assert torch.equal(weight, again.net.state_dict()[name])
+
+
+@pytest.fixture(scope="module")
+def reader(digits):
+    """The judge of the digits' labels, fitted without a cache."""
+    return fit_judge(*digits, [LABEL])
+
+
+def test_digits_are_read_nearly_always_and_their_quarter_turns_too(digits, reader):
+    assert reader.accuracy[LABEL] >= 0.96
+    turned = fit_judge(*digits, [ROTATION])
+    assert turned.accuracy[ROTATION] >= 0.93
+    assert (turned.name, reader.name) == ("rotation", "judge")
+    assert turned.share[ROTATION] == [0.25] * 4
+
+
+def test_a_judge_has_the_same_bits_again_with_other_threads_and_from_the_cache(digits, reader, tmp_path):
+    images = digits[1].fetch(torch.arange(40))
+    before, outside = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        torch.set_num_threads(3)
+        fresh, kept = (fit_judge(*digits, [LABEL], tmp_path) for _ in range(2))
+        rows = [judge.features(images) for judge in (reader, fresh, kept)]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert reader.digest == fresh.digest == kept.digest
+    assert reader.identity() == kept.identity()
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], rows[2])
+    assert torch.equal(torch.get_rng_state(), outside)
+
+
+def test_the_cache_serves_just_these_images_and_labels_and_trains_again_what_is_damaged(monkeypatch, tmp_path):
+    trained: list[int] = []
+    monkeypatch.setattr(judging, "LEAST_STEPS", 20)
+    train = judging._train
+    monkeypatch.setattr(judging, "_train", lambda net, x, truth: (trained.append(len(x)), train(net, x, truth)))
+    data, heldout = bars(100), bars(50, "test", seed=1)
+    first = fit_judge(data, heldout, [LABEL], tmp_path)
+    assert fit_judge(data, heldout, [LABEL], tmp_path).digest == first.digest
+    assert trained == [100]
+    (path,) = tmp_path.glob("judges/*")
+    damaged = bytearray(path.read_bytes())
+    damaged[-9] ^= 1
+    for content in (bytes(damaged), b""):
+        path.write_bytes(content)
+        assert fit_judge(data, heldout, [LABEL], tmp_path).digest == first.digest
+    assert trained == [100] * 3
+    labels = data.labels.clone()
+    labels[5] = (labels[5] + 1) % 3
+    assert fit_judge(replace(data, labels=labels), heldout, [LABEL], tmp_path).digest != first.digest
+    assert fit_judge(bars(100, seed=2), heldout, [LABEL], tmp_path).digest != first.digest
+    assert trained == [100] * 5
+    (tmp_path / "file").touch()
+    assert fit_judge(data, heldout, [LABEL], tmp_path / "file").digest == first.digest
+
+
+def test_features_have_a_total_variance_of_64_over_the_training_images_and_logits_follow(digits, reader):
+    train = digits[0].fetch(torch.arange(1500))
+    rows = reader.features(train)
+    assert rows.shape == (1500, 64 + 10)
+    assert rows[:, :64].var(axis=0, ddof=1).sum() == pytest.approx(64, rel=1e-9)
+    assert (rows[:, :64] >= 0).all()
+    odds = reader.probabilities(rows)
+    np.testing.assert_allclose(odds.sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_array_equal(odds.argmax(axis=1), reader.read(train)[LABEL])
+    linear = reader.net.heads.double()
+    expected = torch.from_numpy(rows[:, :64]) * reader.scale @ linear.weight.T + linear.bias
+    np.testing.assert_allclose(rows[:, 64:], expected.detach().numpy(), atol=1e-9)
 
 
 def test_large_images_are_judged_at_32_pixels():
