@@ -43,11 +43,15 @@ def differences(a_tree: Mapping[str, Any], b_tree: Mapping[str, Any]) -> list[st
 
 
 def check_resumable(stored: Mapping[str, Any], job: JobConfig) -> None:
-    """Refuse to go on with a run whose numbers other settings made; the message shows old and new values."""
+    """Refuse to go on with a run whose numbers other settings made; the message shows old and new values.
+
+    A setting that did not exist when the run was stored has its default there: it changes nothing.
+    """
     wanted = to_tree(job)
     idle = set() if job.data.condition != "none" else {"buffer.conditions"}  # decides nothing there
+    old, new, default = flatten(stored), flatten(wanted), flatten(to_tree(JobConfig()))
+    idle |= {path for path in new.keys() - old.keys() if new[path] == default[path]}
     changed = [p for p in differences(stored, wanted) if not _may_differ(p) and p not in idle]
-    old, new = flatten(stored), flatten(wanted)
     if changed:
         shown = "; ".join(f"{p} was {old.get(p)!r}, now {new.get(p)!r}" for p in changed)
         raise ConfigError(

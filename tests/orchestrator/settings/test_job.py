@@ -199,6 +199,14 @@ def test_a_run_may_not_go_on_with_settings_that_change_its_numbers(setting: str)
         check_resumable(to_tree(job), override(job, [setting]))
 
 
+def test_a_setting_that_a_stored_run_never_had_counts_as_its_default():
+    stored = to_tree(override(job_preset("digits"), ["name=a"]))
+    del stored["loss"]["kl_weight"], stored["sampler"]["hmc_leapfrog_steps"]
+    check_resumable(stored, override(parse(stored), ["name=a"]))
+    with pytest.raises(ConfigError, match=r"sampler.hmc_leapfrog_steps was None, now 7"):
+        check_resumable(stored, override(parse(stored), ["name=a", "sampler.hmc_leapfrog_steps=7"]))
+
+
 def test_the_description_shows_every_setting_with_a_value_that_can_be_pasted_back():
     text = describe(job_preset("digits"))
     assert "sampler:\n" in text
