@@ -31,6 +31,7 @@ SWEEP = """
 preset: digits
 name: kills
 metric: energy_gap
+mode: min
 settings:
   model.widths: [4, 8, 8]
   sampler.num_steps: 3

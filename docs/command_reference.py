@@ -113,7 +113,7 @@ USE: dict[str, tuple[str, tuple[str, ...]]] = {
     "data mobilenet": ("Once per machine, for the scores called `fid_medium`. Nothing is downloaded.", ()),
     "runs": (
         "What there is, in which state, with which scores.",
-        ("ebm runs --sort fid_small", "ebm runs --sweep table2-digits --json"),
+        ("ebm runs --sort fid_judge", "ebm runs --sweep table2-digits --json"),
     ),
     "runs compare": ("Why two runs came out differently.", ()),
     "metrics list": ("What each exported number means.", ()),

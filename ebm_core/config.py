@@ -172,6 +172,9 @@ class SamplerConfig:
 class LossConfig:
     """Weights of the terms of L_Full = L_CD + L_KL (Section 2.1)."""
 
+    cd_weight: float = 1.0
+    """L_CD, Eq. 4. Energies of the order of 1 / (step_size generate_steps), as a warm start makes them, want a weight
+    of that size turned over: gradients near Adam's epsilon of 1e-8 would hardly count."""
     kl_weight: float = 1.0
     """L_opt, Eq. 6."""
     entropy_weight: float = 1.0
@@ -192,6 +195,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         require_finite(self, "loss")
+        require(self.cd_weight > 0, "loss.cd_weight", self.cd_weight, "must be positive")
         require(self.kl_weight >= 0, "loss.kl_weight", self.kl_weight, "must not be negative")
         require(self.entropy_weight >= 0, "loss.entropy_weight", self.entropy_weight, "must not be negative")
         require(self.l2_weight >= 0, "loss.l2_weight", self.l2_weight, "must not be negative")
@@ -330,6 +334,11 @@ class OptimizerConfig:
 
     lr: float = 2e-4
     """Learning rate of Adam."""
+    lr_rise_steps: int = 0
+    """Steps of contrastive divergence over which the learning rate rises from 0, so that Adam's first steps, which are
+    of full size whatever the gradient, do no harm; 0: none."""
+    lr_fall_steps: int | None = None
+    """Steps of contrastive divergence after which the learning rate has fallen to 0 along a cosine; null: it stays."""
     betas: tuple[float, float] = (0.0, 0.9)
     """Adam's decay rates of the mean and of the mean square of gradients."""
     grad_clip: float | None = None
@@ -340,6 +349,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require_finite(self, "optimizer")
         require(0 < self.lr <= 1, "optimizer.lr", self.lr, "must lie in 0 (excluded) to 1")
+        require(self.lr_rise_steps >= 0, "optimizer.lr_rise_steps", self.lr_rise_steps, "must not be negative")
+        fall = self.lr_fall_steps
+        require(
+            fall is None or fall >= 1, "optimizer.lr_fall_steps", fall, "must be at least 1, or null for a constant"
+        )
         require(
             all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "each must lie in 0 to 1 (excluded)"
         )

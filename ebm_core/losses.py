@@ -86,7 +86,8 @@ def improved_cd_loss(
     conditions = () if condition is None or condition_neg is None else (torch.cat([condition, condition_neg]),)
     x_opt = x_neg if cfg.kl_weight else x_neg.detach()
     energy_data, energy_neg, energy_opt = energies_for(lambda x: energy(x, *conditions), x_data, x_opt)
-    terms = {"cd": contrastive_divergence(energy_data, energy_neg, cfg.trim_fraction, cfg.cd_floor)}  # Eq. 4
+    divergence = contrastive_divergence(energy_data, energy_neg, cfg.trim_fraction, cfg.cd_floor)
+    terms = {"cd": cfg.cd_weight * divergence}  # Eq. 4
     if cfg.kl_weight:
         terms["opt"] = cfg.kl_weight * energy_opt[: cfg.opt_samples].mean()  # Eq. 6
     if cfg.entropy_weight and past is not None:

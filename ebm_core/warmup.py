@@ -65,12 +65,20 @@ def slower(cfg: TrainConfig, lr: float) -> TrainConfig:
 def optimizer_settings(step: int, cfg: TrainConfig) -> OptimizerConfig:
     """Adam's settings at a step, counted from 1: those of the warm start, or those of contrastive divergence after it.
 
-    A function of the step alone, so that a resumed run has the same ones.
+    A function of the step alone, so that a resumed run has the same ones. Each phase has its own rise and fall.
     """
-    warm = cfg.warmup
-    if step > warm.num_steps:
-        return cfg.optimizer
-    rise = min(1.0, step / max(1, warm.lr_rise_steps))
-    fall = (1 + math.cos(math.pi * (step - 1) / warm.num_steps)) / 2
-    lr = max(warm.lr * rise * fall, 1e-12)
-    return OptimizerConfig(lr=lr, betas=warm.betas, grad_clip=cfg.optimizer.grad_clip, ema_decay=warm.ema_decay)
+    warm, own = cfg.warmup, cfg.optimizer
+    if step <= warm.num_steps:
+        own = replace(own, lr=warm.lr, betas=warm.betas, ema_decay=warm.ema_decay)
+        return replace(own, lr=_risen_and_fallen(step, warm.lr, warm.lr_rise_steps, warm.num_steps))
+    if not own.lr_rise_steps and own.lr_fall_steps is None:
+        return own
+    lr = _risen_and_fallen(step - warm.num_steps, own.lr, own.lr_rise_steps, own.lr_fall_steps)
+    return replace(own, lr=lr)
+
+
+def _risen_and_fallen(step: int, lr: float, rise_steps: int, fall_steps: int | None) -> float:
+    """The learning rate at a step of a phase, counted from 1: a linear rise times a falling cosine; never quite 0."""
+    rise = min(1.0, step / max(1, rise_steps))
+    fall = 1.0 if fall_steps is None else (1 + math.cos(math.pi * min(1.0, (step - 1) / fall_steps))) / 2
+    return max(lr * rise * fall, 1e-12)

@@ -97,7 +97,7 @@ README_LINES = {
     "make test": Instead(f"make --dry-run -C {ROOT} test | grep 'pytest .*--floor'", MINUTES),
     "ebm train digits name=first train.num_steps=500": Instead(
         "ebm train digits name=first train.num_steps=500 train.num_steps=20 evaluation.num_images=200 "
-        "evaluation.metrics=fid_small sampler.generate_steps=20",
+        "evaluation.metrics=fid_judge sampler.generate_steps=20",
         MINUTES,
     ),
     "ebm train cifar10 data.root=~/data storage=s3://runs cluster.num_workers=4 cluster.use_gpu=true": Instead(
@@ -106,8 +106,8 @@ README_LINES = {
     "ray job submit --address http://head:8265 -- ebm train cifar10 storage=s3://runs": Instead(
         "ray job submit --help | grep -e --address; ebm config cifar10 storage=s3://runs", ELSEWHERE
     ),
-    "ebm evaluate first --metrics fid_small,kid_small,ood,chains --ood interpolation --ood noise": Instead(
-        "ebm evaluate first --metrics fid_small,kid_small,ood,chains --ood interpolation --ood noise "
+    "ebm evaluate first --metrics fid_judge,kid_judge,ood,chains --ood interpolation --ood noise": Instead(
+        "ebm evaluate first --metrics fid_judge,kid_judge,ood,chains --ood interpolation --ood noise "
         "--num-images 200 --ood-images 50 --chains 4 --chain-steps 20 --descent-steps 20",
         MINUTES,
     ),

@@ -15,8 +15,9 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help="Names, separated by commas: fid, kid, inception_score, precision_recall; fid_medium, fid_small and "
-            "their kin; energy_gap, nearest_train, classifier; ood, chains, composition."
+            help="Names, separated by commas: fid, kid, inception_score, precision_recall; fid_judge, fid_rotation, "
+            "fid_medium, fid_small and their kin; energy_gap, nearest_train, diversity, classifier; ood, chains, "
+            "composition."
         ),
     ],
     checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
@@ -30,7 +31,8 @@ def evaluate(
     cache: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="Folder of installed weights and kept features. Default: EBM_CACHE, else ~/.cache/confab-ebm."
+            help="Folder of installed weights, trained judges and kept features. Default: EBM_CACHE, else "
+            "~/.cache/confab-ebm."
         ),
     ] = None,
     ood: Annotated[
@@ -59,7 +61,7 @@ def evaluate(
 ) -> None:
     """Score a stored checkpoint on Ray and write the results beside it.
 
-    Example: ebm evaluate digits-0001 --metrics fid_small,kid_small,ood --ood interpolation --ood noise
+    Example: ebm evaluate digits-0001 --metrics fid_judge,kid_judge,ood --ood interpolation --ood noise
     """
     from orchestrator.evaluation.evaluate import evaluate as score
     from orchestrator.evaluation.evaluate import tables

@@ -19,7 +19,7 @@ def runs(
     sweep: Annotated[Optional[str], typer.Option(help="Only the trials of this sweep.")] = None,  # noqa: UP045
     sort: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A score such as fid_small, or a column; -NAME: largest first. Default: by name."),
+        typer.Option(help="A score such as fid_judge, or a column; -NAME: largest first. Default: by name."),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print all columns, a JSON object per line.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every run again first.")] = False,

@@ -28,7 +28,13 @@ def sweep(
     settings: Settings = None,
     name: Annotated[Optional[str], typer.Option(help="Name of the sweep. Default: from WHAT and the preset.")] = None,  # noqa: UP045
     preset: Annotated[Optional[str], typer.Option(help="Of a grid. Default: cifar10; digits with --smoke.")] = None,  # noqa: UP045
-    metric: Annotated[str, typer.Option(help="A score of training's evaluations, or a logged column.")] = "fid_small",
+    metric: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="A score of training's evaluations, or a logged column. Default: fid_judge for data sets with labels, "
+            "fid_rotation for others."
+        ),
+    ] = None,
     mode: Annotated[Optional[str], typer.Option(help="min or max. Default: what is better for the metric.")] = None,  # noqa: UP045
     seeds: Annotated[int, typer.Option(help="Of a grid: so many seeds for each row.")] = 1,
     seed: Annotated[int, typer.Option(help="First seed of a grid; the seed of a search.")] = 0,

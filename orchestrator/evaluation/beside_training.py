@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,7 @@ class Scorer:
         self._pool: Pool | None = None
         self._scored: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         self._closed = False
+        self._warned = False
         for step in unscored(run, job):
             self.offer(step)
         self._thread = threading.Thread(target=self._work, name="ebm-scorer", daemon=True)
@@ -126,6 +128,14 @@ class Scorer:
         self._run.write_bytes(ema_grid_key(step), grid)
         self.headlines |= {name: headline(document) for name, document in found.items()}
         self._scored.put((step, found))
+        self._warn(step, found)
+
+    def _warn(self, step: int, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Say once that the samples have collapsed."""
+        spread = found.get("diversity", {})
+        if spread.get("collapsed") and not self._warned:
+            self._warned = True
+            self._messages.put(f"step {step}: {'; '.join(spread['notes'])}")
 
 
 def _cause(error: Exception) -> str:

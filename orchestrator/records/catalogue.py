@@ -184,7 +184,7 @@ def _delete(store: RunStore, keys: Sequence[str]) -> None:
 
 
 def select(table: pa.Table, sweep: str | None = None, sort: str | None = None) -> pa.Table:
-    """The rows of a sweep (None: all), by a column: `fid_small`, `step`, `settings.seed`; `-NAME` is largest first.
+    """The rows of a sweep (None: all), by a column: `fid_judge`, `step`, `settings.seed`; `-NAME` is largest first.
 
     Rows that lack the value come last. Raises ConfigError for a column that there is not.
     """

@@ -26,7 +26,7 @@ class MetricName(NamedTuple):
 METRIC_NAMES: dict[str, MetricName] = {
     "loss": MetricName("sum of the weighted loss terms, which training minimises", ""),
     "flow": MetricName("flow matching: squared error of the slope on lines from noise to data (warm start)", ""),
-    "cd": MetricName("contrastive divergence, E(data) - E(samples) (Eq. 4)", "energy"),
+    "cd": MetricName("weighted contrastive divergence, E(data) - E(samples) (Eq. 4)", "energy"),
     "opt": MetricName("weighted L_opt: frozen energy of the samples (Eq. 6)", ""),
     "entropy": MetricName("weighted negative nearest-neighbor entropy of the samples (Eq. 7)", ""),
     "l2": MetricName("weighted mean squared energies (Section 3.1)", ""),

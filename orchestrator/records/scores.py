@@ -60,6 +60,9 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
             for key in ("precision", "recall", "density", "coverage"):
                 shown = f"{key} ({extractor})" if extractor else key
                 rows.append((shown, document[key], document["heldout"][key], document["noise"][key]))
+        elif name == "diversity":
+            for key, shown in (("ratio", "diversity (pair distances)"), ("duplicates", "near-duplicates")):
+                rows.append((shown, document[key], document["heldout"][key], document["noise"][key]))
         elif name == "chains":
             rows.append(("fid_small of long chains, end over best", headline(document), None, None))
         elif name == "composition":

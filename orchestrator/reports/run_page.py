@@ -97,12 +97,16 @@ def tiles(data: RunData) -> list[Tile]:
     """Steps, stability, a score and the cost."""
     found = [Tile("Steps", f"{data.step:,}", f"of {data.num_steps:,}"), stability_tile(data)]
     last = data.last_scores
-    for metric in ("fid", "fid_small", "inception_score"):
+    for metric in ("fid", "fid_judge", "fid_rotation", "fid_small", "inception_score"):
         if last and metric in last[1]:
             real = last[1][metric].get("heldout")
             note = f"real images {real:.3g}" if isinstance(real, float) else "at the last score"
             found.append(Tile(metric, f"{float(last[1][metric]['value']):.3g}", note))
             break
+    spread = last[1].get("diversity", {}) if last else {}
+    if spread.get("collapsed") is True:
+        note = f"pair distances {float(spread['value']):.2f} of real ones', near-duplicates {spread['duplicates']:.0%}"
+        found.append(Tile("Diversity", "collapsed", note, "bad"))
     cost, rates = data.cost, [r for r in data.rows.get("steps_per_s", []) if r]
     if cost.train_s:
         share = f"{cost.num_workers} × {cost.per_worker:g} {'GPU' if cost.unit == 'GPU-hours' else 'CPU'}"

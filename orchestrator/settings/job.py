@@ -3,11 +3,12 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ebm_core.config import TrainConfig, from_tree, require
+from ebm_core.data.catalog import NUM_CLASSES
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
 
@@ -37,8 +38,9 @@ class EvaluationConfig:
     every: int = 0
     """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
     chains of sampler.generate_steps, so without a GPU it is for small models."""
-    metrics: tuple[str, ...] = ("energy_gap", "fid_small", "nearest_train")
-    """Keys of `workers.metrics.registry.METRICS`, and the studies of `ebm evaluate` at their default sizes."""
+    metrics: tuple[str, ...] = ("energy_gap", "fid_judge", "diversity", "nearest_train")
+    """Keys of `workers.metrics.registry.METRICS`, and the studies of `ebm evaluate` at their default sizes. Default for a data
+    set without class labels: fid_rotation in the place of fid_judge."""
     num_images: int = 1000
     """Generated images per score."""
     num_reference: int = 50_000
@@ -175,10 +177,22 @@ def job_preset(name: str) -> JobConfig:
         raise ConfigError(f"preset {name!r}: {_unknown(name, PRESETS)}")
     train = PRESETS[name]()
     values = {f.name: getattr(train, f.name) for f in dataclasses.fields(TrainConfig)}
-    if name == "digits":  # labelled, small: a classifier trained on the real digits can judge the samples
-        metrics = (*EvaluationConfig().metrics, "classifier")
-        return JobConfig(**values, evaluation=EvaluationConfig(every=500, metrics=metrics, num_images=500))
-    return JobConfig(**values)
+    metrics = _judged(EvaluationConfig().metrics, train.data.name)
+    if name == "digits":
+        evaluation = EvaluationConfig(every=500, metrics=(*metrics, "classifier"), num_images=500)
+        return JobConfig(**values, evaluation=evaluation)
+    return JobConfig(**values, evaluation=EvaluationConfig(metrics=metrics))
+
+
+def headline_metric(data: str) -> str:
+    """The score by which runs on a data set are compared where nothing else is asked for (docs/results/judges.md)."""
+    return "fid_judge" if NUM_CLASSES.get(data) else "fid_rotation"
+
+
+def _judged(metrics: Sequence[str], data: str) -> tuple[str, ...]:
+    """The metrics with the headline of this data set in the place of any other's."""
+    headlines = ("fid_judge", "fid_rotation")
+    return tuple(dict.fromkeys(headline_metric(data) if name in headlines else name for name in metrics))
 
 
 def core_config(job: JobConfig) -> TrainConfig:

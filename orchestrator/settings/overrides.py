@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
-from orchestrator.settings.job import JobConfig, parse
+from orchestrator.settings.job import JobConfig, _judged, parse
 
 
 def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
@@ -24,6 +24,7 @@ def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
     """
     tree = to_tree(job)
     hints = dict(leaves(JobConfig))
+    settings = list(settings)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
@@ -35,6 +36,8 @@ def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
         for section in sections:
             branch = branch[section]
         branch[leaf] = _typed(hints[path], text, path)
+    if tree["data"]["name"] != job.data.name and not any(s.startswith("evaluation.metrics=") for s in settings):
+        tree["evaluation"]["metrics"] = list(_judged(job.evaluation.metrics, tree["data"]["name"]))
     return parse(tree)
 
 

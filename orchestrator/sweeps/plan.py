@@ -12,7 +12,7 @@ from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
 from orchestrator.records.rows import METRIC_NAMES, WALL_CLOCK
 from orchestrator.records.sweeps import Row, SweepPlan
-from orchestrator.settings.job import JobConfig, job_preset
+from orchestrator.settings.job import JobConfig, headline_metric, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.settings.trees import flatten
 from orchestrator.storage.run_store import require_run_name
@@ -29,8 +29,8 @@ OF_THIS_MACHINE = (
     "checkpoint.keep",
 )
 """Settings that may change when a sweep goes on."""
-MAXIMISED = ("classifier", "precision_recall_small", "running_gap")
-"""Metrics of which more is better, where the request does not say."""
+MAXIMISED = ("running_gap",)
+"""Logged columns of which more is better, where the request does not say; a score says so itself."""
 _KEYS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -45,7 +45,8 @@ class SweepRequest:
     """PATH=VALUE, where a VALUE that is a range makes the sweep a search."""
     rows: tuple[Row, ...] = ()
     """Of a grid in a YAML file."""
-    metric: str = "fid_small"
+    metric: str | None = None
+    """A score, or a logged column; None: the headline score of the preset's data set."""
     mode: str | None = None
     """min or max; None: what is better for the metric."""
     seeds: int = 1
@@ -143,25 +144,37 @@ def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, reques
     require_run_name(name)
     if len(name) > 80:
         raise ConfigError(f"`name` {name!r:.90}: at most 80 characters, for its trials' runs have longer names")
-    mode: Any = request.mode or ("max" if request.metric in MAXIMISED else "min")
+    metric = request.metric or headline_metric(base.data.name)
     return SweepPlan(
         name=name,
         kind=kind,
         title=title,
         preset=preset,
         base=stored_base(base),
-        metric=request.metric,
-        mode=mode,
+        metric=metric,
+        mode=cast(Any, request.mode or better_mode(metric)),
         seeds=tuple(range(request.seed, request.seed + request.seeds)),
         scheduler=cast(Any, request.scheduler),
     )
+
+
+def better_mode(metric: str) -> str:
+    """min or max, as a score or a column is better. ConfigError for one of which neither less nor more is better."""
+    from workers.metrics.registry import METRICS
+
+    if metric not in METRICS:
+        return "max" if metric in MAXIMISED else "min"
+    better = METRICS[metric].better
+    if better is None:
+        raise ConfigError(f"`metric` {metric}: neither less nor more of it is better; add `mode` min or `mode` max")
+    return "min" if better == "less" else "max"
 
 
 def prepare(job: JobConfig, request: SweepRequest) -> JobConfig:
     """The base job with what a sweep needs: its metric among the scores, and a score at the end of training."""
     from workers.metrics.registry import METRICS
 
-    metric, evaluation = request.metric, job.evaluation
+    metric, evaluation = request.metric or headline_metric(job.data.name), job.evaluation
     columns = [name for name in METRIC_NAMES if name not in WALL_CLOCK]
     if metric not in METRICS and metric not in columns:
         near = difflib.get_close_matches(metric, [*METRICS, *columns], n=1, cutoff=0.5)

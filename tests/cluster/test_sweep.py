@@ -45,6 +45,7 @@ YAML = """
 preset: digits
 name: tiny
 metric: energy_gap
+mode: min
 rows:
 - {key: a}
 - {key: b, settings: {optimizer.lr: 0.01}}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ebm_core.checkpoint import load, save
-from ebm_core.config import BufferConfig, DataConfig, LossConfig, SamplerConfig, WarmupConfig
+from ebm_core.config import BufferConfig, DataConfig, LossConfig, OptimizerConfig, SamplerConfig, WarmupConfig
 from ebm_core.data import labelled_batches
 from ebm_core.errors import ConfigError, DivergenceError
 from ebm_core.rng import Shards
@@ -105,6 +105,11 @@ def test_the_learning_rate_rises_falls_and_gives_way_to_the_optimizers_own():
     assert rates[-1] < 1e-4 * 1e-2 * 100
     assert optimizer_settings(100, cfg).betas == cfg.warmup.betas
     assert optimizer_settings(101, cfg) == cfg.optimizer
+    own = OptimizerConfig(lr=1e-3, lr_rise_steps=4, lr_fall_steps=20)
+    rates = [optimizer_settings(100 + step, replace(cfg, optimizer=own)).lr for step in range(1, 30)]
+    assert rates[0] == pytest.approx(1e-3 / 4)
+    assert rates[10] == pytest.approx(1e-3 / 2)
+    assert rates[21:] == [1e-12] * 8
     assert (slower(cfg, 1e-4).optimizer.lr, slower(cfg, 1e-4).warmup.lr) == (1e-4, pytest.approx(1e-3))
 
 

@@ -76,6 +76,7 @@ def test_the_energies_scored_are_those_of_the_stored_images(make):
 
 def test_shards_scored_apart_and_delivered_twice_give_what_one_evaluator_finds(make):
     whole, plan = make().score(HERE, 40, seed=1), make().make_plan(HERE, 40)
+    other = make()
     apart = {shard: make().score_shard(HERE, shard, 40, seed=1) for shard in (2, 0, 1)}
     for name in HERE:
         metric = METRICS[name]
@@ -85,8 +86,8 @@ def test_shards_scored_apart_and_delivered_twice_give_what_one_evaluator_finds(m
             if name in real.metrics:
                 shards = list(range(-(-real.count // 16)))
                 order = [*reversed(shards), *shards[:2]]
-                known[real.which] = combine(metric, ((i, make().score_real(real, i)[name]) for i in order), len(shards))
-        assert json.dumps(make().finish(name, made, known, plan, 40, seed=1)) == json.dumps(whole[name])
+                known[real.which] = combine(metric, ((i, other.score_real(real, i)[name]) for i in order), len(shards))
+        assert json.dumps(other.finish(name, made, known, plan, 40, seed=1)) == json.dumps(whole[name])
 
 
 def test_the_grid_is_the_first_images_that_are_scored_and_is_drawn_once(make, monkeypatch):

@@ -25,6 +25,7 @@ from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.training import driver
 from workers.evaluator import Evaluator
 from workers.features.weights import Weights
+from workers.metrics import diversity
 
 
 def job(folder: Path, *settings: str) -> JobConfig:
@@ -204,3 +205,16 @@ def test_a_store_that_fails_after_the_last_score_costs_no_finished_job(tmp_path)
     finished._read_mail = lambda: None
     finished._finish_scoring()
     assert notes == ["older checkpoints stay: cannot delete s3://runs/r: the server keeps failing"]
+
+
+def test_samples_that_have_collapsed_are_said_to_have_once(scored, tmp_path, monkeypatch):
+    run, work = scored
+    settings = job(tmp_path, "evaluation.metrics=diversity")
+    store(run, settings, 2)
+    assert work(settings, 2) == []  # near noise: as diverse as can be
+    monkeypatch.setattr(diversity, "LEAST_RATIO", 100.0)
+    for step in (4, 6):
+        store(run, settings, step)
+    (said,) = work(settings, 4, 6)
+    assert said.startswith("step 4: diversity: the generated images are less diverse than real ones")
+    assert scores.read_scores(run, 6)["diversity"]["collapsed"] is True

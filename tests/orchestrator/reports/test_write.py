@@ -11,7 +11,7 @@ import pytest
 from ebm_core.errors import ConfigError
 from orchestrator.records.rows import part_bytes, part_name
 from orchestrator.reports import compare_page, pictures, run_data, sweep_page, write
-from orchestrator.reports.run_page import run_page, stability_tile
+from orchestrator.reports.run_page import run_page, stability_tile, tiles
 from orchestrator.reports.sweep_data import gather_sweep
 from orchestrator.reports.sweep_page import MAX_GRIDS, grid_table, sweep_html
 from orchestrator.reports.write import follow, leave_page, write_report
@@ -273,3 +273,23 @@ def test_a_sweep_of_a_thousand_trials_stays_under_5_mb(tmp_path: Path):
     page = sweep_html(replace(sweep, trials=sweep.trials[:4] * 250))
     assert page.count("<article>") == MAX_GRIDS
     assert len(page.encode()) < LIMIT_BYTES
+
+
+def test_a_page_shows_the_newest_headline_there_is_and_warns_of_a_collapse_once(tmp_path: Path):
+    run = store_run(tmp_path)
+    assert [tile.label for tile in tiles(run_data.gather(run))][2] == "fid_small"  # an old run's only one
+    folder = "evaluations/step-000000200"
+    run.write_json(f"{folder}/fid_judge.json", {"value": 4.0, "heldout": 0.3, "noise": 55.0})
+    spread = {"value": 0.42, "ratio": 0.42, "duplicates": 0.31, "collapsed": True}
+    rows = {"ratio": 1.0, "duplicates": 0.01}
+    run.write_json(f"{folder}/diversity.json", spread | {"heldout": rows, "noise": rows})
+    found = {tile.label: tile for tile in tiles(run_data.gather(run))}
+    assert found["fid_judge"].value == "4"
+    assert "fid_small" not in found
+    assert (found["Diversity"].value, found["Diversity"].kind) == ("collapsed", "bad")
+    text = text_of(run_page(run))
+    assert text.count("collapsed") == 1
+    assert "pair distances 0.42 of real ones’" in text or "pair distances 0.42" in text
+    assert "near-duplicates 0.31" in text
+    run.write_json(f"{folder}/diversity.json", spread | {"collapsed": False, "heldout": rows, "noise": rows})
+    assert "collapsed" not in text_of(run_page(run))

@@ -212,3 +212,18 @@ def test_the_description_shows_every_setting_with_a_value_that_can_be_pasted_bac
     assert "sampler:\n" in text
     assert "  widths: [" in text
     assert 'name: null\nstorage: "./runs"' in text
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "expected"),
+    [
+        ("digits", [], ["energy_gap", "fid_judge", "diversity", "nearest_train", "classifier"]),
+        ("lsun_bedroom", [], ["energy_gap", "fid_rotation", "diversity", "nearest_train"]),
+        ("cifar10", ["data.name=image_folder"], ["energy_gap", "fid_rotation", "diversity", "nearest_train"]),
+        ("celeba_hq", ["data.name=cifar100"], ["energy_gap", "fid_judge", "diversity", "nearest_train"]),
+        ("cifar10", ["data.name=image_folder", "evaluation.metrics=fid_judge"], ["fid_judge"]),
+        ("cifar10", ["evaluation.metrics=fid_small", "data.name=svhn"], ["fid_small"]),
+    ],
+)
+def test_a_data_set_is_judged_by_its_labels_where_it_has_any(preset: str, settings: list[str], expected: list[str]):
+    assert list(override(job_preset(preset), settings).evaluation.metrics) == expected

@@ -20,6 +20,7 @@ def request(*settings: str, **options) -> SweepRequest:
         ("table2", {"settings": ("sampler.num_stesp=3",)}, "did you mean sampler.num_steps?"),
         ("table2", {"settings": ("sampler.step_size=uniform(1,2)",)}, "has rows of its own"),
         ("table2", {"metric": "fid_smal"}, "no evaluation produces it"),
+        ("table2", {"metric": "energy_gap"}, "neither less nor more of it is better; add --mode min or --mode max"),
         ("table2", {"metric": "steps_per_s"}, "no evaluation produces it"),
         ("table2", {"scheduler": "asha"}, "a grid is a table of whole runs"),
         ("table2", {"name": "a/b"}, "a run's name"),
@@ -131,3 +132,36 @@ def test_a_file_may_say_how_many_trials_run_at_once_and_the_command_line_wins(tm
     assert concurrent_trials(str(path), SweepRequest(max_concurrent=1)) == 1
     assert concurrent_trials("table2", SweepRequest(max_concurrent=2)) == 2
     assert concurrent_trials("table2", SweepRequest()) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("inception_score", "max"),
+        ("precision_recall", "max"),
+        ("precision_recall_judge", "max"),
+        ("classifier", "max"),
+        ("fid_judge", "min"),
+        ("kid_small", "min"),
+        ("running_gap", "max"),
+        ("grad_norm", "min"),
+    ],
+)
+def test_a_sweep_looks_for_what_is_better_for_its_metric(metric: str, mode: str):
+    assert make_plan("table2", request(metric=metric))[0].mode == mode
+    other = "max" if mode == "min" else "min"
+    assert make_plan("table2", request(metric=metric, mode=other))[0].mode == other
+
+
+def test_a_score_without_a_better_direction_needs_mode():
+    assert make_plan("table2", request(metric="energy_gap", mode="max"))[0].mode == "max"
+
+
+@pytest.mark.parametrize(
+    ("preset", "metric"), [("digits", "fid_judge"), ("cifar10", "fid_judge"), ("celeba_hq", "fid_rotation")]
+)
+def test_the_default_metric_is_the_headline_of_the_data_set(preset: str, metric: str):
+    plan, base = make_plan("table2", request(preset=preset))
+    assert (plan.metric, plan.mode) == (metric, "min")
+    assert metric in base.evaluation.metrics
+    assert "fid_small" not in base.evaluation.metrics

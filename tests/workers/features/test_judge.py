@@ -129,7 +129,8 @@ def test_features_have_a_total_variance_of_64_over_the_training_images_and_logit
     np.testing.assert_allclose(rows[:, 64:], expected.detach().numpy(), atol=1e-9)
 
 
-def test_large_images_are_judged_at_32_pixels():
+def test_large_images_are_judged_at_32_pixels(monkeypatch):
+    monkeypatch.setattr(judging, "LEAST_STEPS", 100)
     found = fit_judge(bars(300, size=64), bars(100, "test", size=64, seed=1), ["left"])
     assert found.accuracy["left"] > 0.97
 

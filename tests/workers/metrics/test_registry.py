@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ebm_core.data.dataset import limited
 from ebm_core.errors import ConfigError, DataError
+from workers.features import judge
 from workers.metrics.metric import Accumulator, Metric, combine
 from workers.metrics.reference import Reference, Shard
 from workers.metrics.registry import METRICS, find_metric
@@ -129,7 +130,8 @@ def test_the_classifier_knows_real_digits_and_doubts_noise(real):
     assert found["heldout"]["accuracy"] > 0.95
     assert found["heldout"]["mean_confidence"] > 0.95
     assert found["heldout"]["class_entropy"] == pytest.approx(math.log(10), abs=0.03)
-    assert found["noise"]["class_entropy"] < 2.1
+    assert found["noise"]["class_entropy"] < found["heldout"]["class_entropy"] - 0.05
+    assert found["noise"]["mean_confidence"] < found["heldout"]["mean_confidence"] - 0.1
     assert found["value"] == found["mean_confidence"] > 0.95
     assert found["classes_seen"] == found["num_classes"] == 10
     assert sum(found["images_per_class"]) == 300
@@ -154,7 +156,7 @@ def test_to_a_judge_held_out_digits_are_nearer_than_blurred_ones_and_those_than_
 def test_one_class_alone_loses_recall_coverage_and_classes_and_is_far_off(real):
     only = real.heldout.images[torch.from_numpy(real.heldout.labels == 3)]
     spread = result("precision_recall_judge", only, real)
-    assert spread["coverage"] < 0.3 < 0.8 < spread["heldout"]["coverage"]
+    assert spread["coverage"] < 0.5 * spread["heldout"]["coverage"]
     assert spread["recall"] < 0.5 * spread["heldout"]["recall"]
     assert spread["precision"] > 0.5  # what is there is good
     assert result("classifier", only, real)["classes_seen"] <= 3
@@ -196,7 +198,8 @@ def test_the_stand_in_without_labels_takes_data_that_has_none(digits):
     assert found["value"] < 1e-6 < found["heldout"] < found["noise"] / 10
 
 
-def test_large_images_have_judges_too(digits):
+def test_large_images_have_judges_too(digits, monkeypatch):
+    monkeypatch.setattr(judge, "LEAST_STEPS", 100)
     large = replace(digits[0].cfg, image_size=48)
     train, heldout = (
         replace(
