@@ -39,8 +39,8 @@ class EvaluationConfig:
     """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
     chains of sampler.generate_steps, so without a GPU it is for small models."""
     metrics: tuple[str, ...] = ("energy_gap", "fid_judge", "diversity", "nearest_train")
-    """Keys of `workers.metrics.registry.METRICS`, and the studies of `ebm evaluate` at their default sizes. Default for a
-    data set without class labels: fid_rotation in the place of fid_judge."""
+    """Keys of `workers.metrics.registry.METRICS`, and the studies of `ebm evaluate` at their default sizes. Default for
+    a data set without class labels: fid_rotation in the place of fid_judge."""
     num_images: int = 1000
     """Generated images per score."""
     num_reference: int = 50_000
