@@ -7,8 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from orchestrator.cli.options import RunName, Settings, Storage, show_result
-from orchestrator.cli.words import COMMANDS
+from orchestrator.cli.options import COMMANDS, RunName, Settings, Storage, show_result
 from orchestrator.terminal.tables import open_console
 
 Dashboard = Annotated[

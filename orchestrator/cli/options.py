@@ -6,6 +6,9 @@ import typer
 
 from orchestrator.terminal.tables import open_console, print_table
 
+COMMANDS = ("train", "sweep", "evaluate", "resume", "clone")
+"""What can be submitted as a job."""
+
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this form)
     typer.Argument(

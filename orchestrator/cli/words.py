@@ -8,11 +8,11 @@ from typing import Any
 
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
+from orchestrator.cli.options import COMMANDS
 from orchestrator.settings.job import job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import require_run_name
 
-COMMANDS = ("train", "sweep", "evaluate", "resume", "clone")
 NEEDS_FILES = "nodes of the cluster look for it elsewhere; name a folder that each of them sees, from the root"
 
 

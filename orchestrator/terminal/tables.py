@@ -4,15 +4,16 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.records.rows import Row
+if TYPE_CHECKING:
+    from orchestrator.records.rows import Row
 
 SHOWN: tuple[str, ...] = ("energy_gap", "loss", "flow", "cd", "opt", "entropy", "l2", "grad_norm")
 """Columns of a line of progress, in order."""
 
 
-def line(row: Row, num_steps: int) -> str:
+def line(row: "Row", num_steps: int) -> str:
     """A row as one line of text: step of total, rate, energy gap and each loss term."""
     shown = "  ".join(f"{name} {number(row.get(name))}" for name in SHOWN if name in row)
     return f"step {int(row['step'])}/{num_steps}  {row['steps_per_s']:.1f} steps/s  {shown}"

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 
 from ebm_core.manifest import FileEntry
+from orchestrator.cluster import mailbox as mailbox_module
 from orchestrator.cluster.mailbox import Deposits, gather
 from orchestrator.storage.interface import StorageError
-from orchestrator.training import saving
 from orchestrator.training.saving import BackgroundSaver
 
 PATIENCE_S = 30
@@ -67,7 +67,7 @@ def test_the_files_of_all_ranks_are_gathered_when_all_have_stored_theirs(monkeyp
             deposits.add(attempt, 0, entries[:1])
         return deposits.of(attempt)
 
-    monkeypatch.setattr(saving.ray, "get", lambda value: value)
+    monkeypatch.setattr(mailbox_module.ray, "get", lambda value: value)
     mailbox = SimpleNamespace(deposits=SimpleNamespace(remote=answer))
     assert gather(mailbox, "attempt-new", 3) == entries
     assert len(asked) == 3
