@@ -76,7 +76,7 @@ fuzz: $(VENV)/installed-dev
 # folder, on moto and on Ceph RGW: about half an hour.
 kills: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m kills
-	CONFAB_KILLS=200 $(BIN)/python -m pytest -s --timeout 0 -k random tests/orchestrator/test_saving.py
+	CONFAB_KILLS=200 $(BIN)/python -m pytest -s --timeout 0 -k random tests/orchestrator/training/test_saving.py
 	CONFAB_KILLS=200 PYTHON=$(BIN)/python bash tests/s3/run.sh -s --timeout 0 -k random_kills
 
 # Two jobs for SOAK_MINUTES, one of them hurt every few minutes; both must end the same, and nothing may grow.

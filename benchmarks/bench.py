@@ -24,10 +24,11 @@ import torch
 from benchmarks.baseline import PlainEnergy, PlainTrainer, plain_langevin_step
 from benchmarks.roofline import ceilings, draw, layer_groups
 from benchmarks.turns import Program, Window, seconds_by_turn, take_turns
-from ebm_core.augment import apply_params, augment, load_native
+from ebm_core.augment import apply_params, augment
 from ebm_core.buffer import ReservoirBuffer
 from ebm_core.config import BufferConfig, EngineConfig, TrainConfig
-from ebm_core.engine import keep_freed_memory
+from ebm_core.fast.augment import load_native
+from ebm_core.fast.engine import keep_freed_memory
 from ebm_core.presets import cifar10, digits
 from ebm_core.profile import NETWORK, Clock, clocked, convolution_ceiling, langevin_flops
 from ebm_core.rng import Shards, stream
@@ -339,8 +340,8 @@ def _job(storage: str, workers: int, threads: int, batch: int) -> Contestant:
     ]
 
     def read(_: Path) -> list[Window]:
-        from orchestrator.storage import RunStore
-        from orchestrator.telemetry import read_parts
+        from orchestrator.records.rows import read_parts
+        from orchestrator.storage.run_store import RunStore
 
         run = RunStore(storage).run(name)
         rows = read_parts([run.read_bytes(info.key) for info in run.list("metrics/")]).to_pylist()

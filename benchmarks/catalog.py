@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from ebm_core.config import to_tree
-from orchestrator import catalog, telemetry
-from orchestrator.config import job_preset, override
-from orchestrator.storage import RunStore
+from orchestrator.records import catalogue
+from orchestrator.records.rows import Row, part_bytes, part_name
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.storage.run_store import RunStore
 
 THREADS = 16
 
@@ -34,10 +36,10 @@ def generate(store: RunStore, count: int) -> None:
         tree = to_tree(override(base, [f"name={name}", f"seed={index}"]))
         objects = store.objects
         steps = base.train.num_steps
-        rows: list[telemetry.Row] = [{"step": steps, "energy_gap": index / count, "time": 1.0, "steps_per_s": 1.0}]
+        rows: list[Row] = [{"step": steps, "energy_gap": index / count, "time": 1.0, "steps_per_s": 1.0}]
         objects.put(f"{name}/config.json", json.dumps(tree).encode())
         objects.put(f"{name}/checkpoints/step-{steps:09d}/COMMITTED", b"{}")
-        objects.put(f"{name}/metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
+        objects.put(f"{name}/metrics/{part_name(rows)}", part_bytes(rows))
         objects.put(f"{name}/evaluations/step-{steps:09d}/fid_small.json", b'{"value": %d}' % index)
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -56,10 +58,10 @@ def measure(uri: str, count: int) -> dict[str, float]:
         return result
 
     timed("write the runs", lambda: generate(store, count))
-    timed("rebuild the catalogue", lambda: catalog.rebuild(store))
-    table = timed("list from the catalogue", lambda: catalog.select(catalog.read(store), sort="-fid_small"))
+    timed("rebuild the catalogue", lambda: catalogue.rebuild(store))
+    table = timed("list from the catalogue", lambda: catalogue.select(catalogue.read(store), sort="-fid_small"))
     assert table.num_rows == count  # pyright: ignore[reportAttributeAccessIssue]
-    timed("add one run and list again", lambda: (catalog.update(store, ["run-00000"]), catalog.read(store)))
+    timed("add one run and list again", lambda: (catalogue.update(store, ["run-00000"]), catalogue.read(store)))
     return seconds
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.control_plane [--ranks 8 64 256] [--stores folder s3] [--processes 16] [--json FILE]
 
 Two parts, for each number of ranks. `actors`: so many bare actors in one placement group, which is what Ray's scheduler
-has to do. `jobs`: our own supervisor (`train_job._Supervisor`) and Ray Train's controller run workers whose steps are
+has to do. `jobs`: our own supervisor (`driver._Supervisor`) and Ray Train's controller run workers whose steps are
 sleep; what surrounds a step is the code of a real job: `Loop.log`, `Loop.news`, `Loop.save` with the files of a tiny
 model, the mailbox, the store, the commit, the exporter.
 
@@ -42,9 +42,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state
-from orchestrator import cluster, runs, telemetry, train_job, worker_loop
-from orchestrator.config import JobConfig, core_config, job_preset, override, parse
-from orchestrator.storage import RunStore
+from orchestrator.cluster import connection, environment, ray_internals
+from orchestrator.records import rows, runs
+from orchestrator.settings.job import JobConfig, core_config, job_preset, parse
+from orchestrator.settings.overrides import override
+from orchestrator.storage.run_store import RunStore
+from orchestrator.training import driver, worker
+from orchestrator.training.group import Group
 
 RATES: tuple[float | None, ...] = (10, 100, 1000, None)
 """Rows per second that rank 0 tries; None: as fast as it can."""
@@ -78,7 +82,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderGroup(worker_loop.Group):
+class FolderGroup(Group):
     """Exchanges of a save through files, in place of gloo. The news of each step stay with their rank."""
 
     folder: Path = Path()
@@ -110,9 +114,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def simulated_loop(launch: dict[str, Any]) -> None:
-    """What each Ray Train worker runs in place of `worker_loop.train_loop_per_worker`: its ranks, in threads."""
+    """What each Ray Train worker runs in place of `worker.train_loop_per_worker`: its ranks, in threads."""
     entered = time.time()
-    cluster.adopt(launch["environment"])
+    environment.adopt(launch["environment"])
     torch.set_num_threads(1)
     plan = Plan(**launch["plan"])
     job = parse(launch["job"])
@@ -142,7 +146,7 @@ def simulated_rank(rank: int, job: JobConfig, run: Any, mailbox: Any, plan: Plan
     rng = torch.Generator().manual_seed(rank)
     state.buffer.add(torch.rand((8, *cfg.image_shape), generator=rng), rng)
     group = FolderGroup(rank, plan.ranks, folder)
-    loop = worker_loop.Loop(run, cfg, job, group, mailbox, telemetry.Recorder(0))
+    loop = worker.Loop(run, cfg, job, group, mailbox, rows.Recorder(0))
     group.meet()
     if rank == 0:
         mailbox.post.remote("started", 0)
@@ -161,10 +165,10 @@ def simulated_rank(rank: int, job: JobConfig, run: Any, mailbox: Any, plan: Plan
     (folder / f"figures-{rank}.json").write_text(json.dumps(figures))
 
 
-def pretended_step(loop: worker_loop.Loop, state: TrainState) -> None:
+def pretended_step(loop: worker.Loop, state: TrainState) -> None:
     """What follows a real step."""
     state.step += 1
-    loop.log(state.step, dict.fromkeys(telemetry.METRIC_NAMES.keys() & TERMS, 0.1), state.device)
+    loop.log(state.step, dict.fromkeys(rows.METRIC_NAMES.keys() & TERMS, 0.1), state.device)
     loop.news()
 
 
@@ -174,7 +178,7 @@ TERMS = {"loss", "cd", "opt", "entropy", "l2", "energy_data", "energy_neg", "ene
 """Columns that a real step has."""
 
 
-def save_figures(loop: worker_loop.Loop, state: TrainState, plan: Plan | None) -> dict[str, Any]:
+def save_figures(loop: worker.Loop, state: TrainState, plan: Plan | None) -> dict[str, Any]:
     """Seconds of a save of this rank; of rank 0 (with `plan`) its parts and the store's requests too."""
     state.step = 1000 * (state.step // 1000 + 1)
     parts: dict[str, float] = {}
@@ -192,7 +196,7 @@ def save_figures(loop: worker_loop.Loop, state: TrainState, plan: Plan | None) -
     before = requests(plan.counts_url) if plan else {}  # nobody uploads before rank 0 has named the attempt
     with contextlib.ExitStack() as stack:
         if plan:
-            stack.enter_context(mock.patch.object(worker_loop, "gather", clocked("gather", worker_loop.gather)))
+            stack.enter_context(mock.patch.object(worker, "gather", clocked("gather", worker.gather)))
             for name in ("commit", "retain"):
                 stack.enter_context(mock.patch.object(loop.run, name, clocked(name, getattr(loop.run, name))))
         began = time.perf_counter()
@@ -218,7 +222,7 @@ class Lag:
         self.rows: list[tuple[float, float]] = []
         """(when it was made, when it came) of each."""
 
-    def row(self, row: telemetry.Row) -> None:
+    def row(self, row: rows.Row) -> None:
         self.rows.append((row["time"], time.time()))
 
     def note(self, text: str) -> None:
@@ -270,11 +274,11 @@ class Sampler:
         return {SHOWN[key]: (last[key] - first.get(key, 0.0)) / (stop - start) for key in SHOWN if key in last}
 
 
-class Simulation(train_job._Supervisor):
+class Simulation(driver._Supervisor):
     """Our supervisor, with workers that sleep."""
 
     def __init__(self, job: JobConfig, run: Any, display: Any, plan: Plan) -> None:
-        super().__init__(job, run, display, train_job.Watcher())
+        super().__init__(job, run, display, driver.Watcher())
         self._plan = plan
 
     def _trainer(self, resources: dict[str, float], folder: str) -> Any:
@@ -308,7 +312,7 @@ def simulate(plan: Plan, storage: str) -> dict[str, Any]:
     store = RunStore(storage)
     runs.create(store, job, {})
     display, launched = Lag(), time.time()
-    shared = mock.patch.object(train_job.cluster, "is_shared", return_value=True)  # so that values go to the exporter
+    shared = mock.patch.object(driver.connection, "is_shared", return_value=True)  # so that values go to the exporter
     with Sampler() as sampler, shared:
         Simulation(job, store.run(str(job.name)), display, plan).work({"CPU": 1})
     ranks = [json.loads(path.read_text()) for path in Path(plan.folder).glob("figures-*.json")]
@@ -369,7 +373,7 @@ def own_ray(cpus: int) -> Iterator[None]:
     """A Ray that believes in so many processors, with a folder of its own; it starts no worker in advance."""
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: a socket's path has at most 107 characters
     try:
-        with cluster._loopback():
+        with ray_internals.loopback():
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -498,7 +502,9 @@ def main() -> None:
         serve()
         return
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ |= cluster.QUIET_ENV | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}  # two cores start few a second
+    os.environ |= connection.QUIET_ENV | {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"
+    }  # two cores start few a second
     found = []
     for count in options.ranks:
         found.append(measure(count, options))

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from orchestrator.worker_loop import Group, average_gradients
+from orchestrator.training.group import Group, average_gradients
 
 SIZES = {
     "1 KiB": 2**10,

@@ -28,10 +28,10 @@ from ebm_core.errors import EbmError
 from ebm_core.presets import PRESETS
 from ebm_core.rng import stream
 from ebm_core.types import Pixels
-from workers.metric import combine
-from workers.metrics import METRICS
+from workers.metrics.metric import combine
+from workers.metrics.reference import Reference, Shard
+from workers.metrics.registry import METRICS
 from workers.pictures import strip_png
-from workers.reference import Reference, Shard
 
 SIGMAS = 3.0
 NUM_REAL = 3000

@@ -26,8 +26,9 @@ from ebm_core.config import DataConfig, TrainConfig
 from ebm_core.data import Dataset, batch_indices, labelled_batches, load
 from ebm_core.data.prepared import WINDOW
 from ebm_core.trainer import init_state, train_step
-from orchestrator.config import core_config, job_preset, override
-from orchestrator.prepare import prepare
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.training.prepare_data import prepare
 from tests.faults import make_bucket, moto_server
 
 SIZE, BATCH = 64, 64
@@ -52,8 +53,8 @@ def store_large(place: str) -> DataConfig:
     small = replace(random_images(300), split="test")
     sets = {"train": random_images(LARGE), "test": small}
     with (
-        mock.patch("orchestrator.prepare.load", lambda cfg, split: sets[split]),
-        mock.patch("orchestrator.prepare.check_files"),
+        mock.patch("orchestrator.training.prepare_data.load", lambda cfg, split: sets[split]),
+        mock.patch("orchestrator.training.prepare_data.check_files"),
     ):
         prepare(small.cfg, place)
     return replace(small.cfg, root=place)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ebm_core.blocks import Conv, NormSwish, SelfAttention
-from ebm_core.engine import frozen_twin
+from ebm_core.fast.engine import frozen_twin
 from ebm_core.models import EnergyModel
 
 

@@ -17,10 +17,12 @@ from ebm_core import checkpoint
 from ebm_core.config import TrainConfig
 from ebm_core.rng import stream
 from ebm_core.trainer import TrainState, fingerprint, init_state, train_step
-from orchestrator import runs, worker_loop
-from orchestrator.config import JobConfig, core_config, job_preset, override
-from orchestrator.storage import Run, RunStore
-from orchestrator.telemetry import Recorder
+from orchestrator.records import runs
+from orchestrator.records.rows import Recorder
+from orchestrator.settings.job import JobConfig, core_config, job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.training import group, worker
 
 EVERY = 500
 """Steps between two checkpoints."""
@@ -43,7 +45,7 @@ def step_seconds(state: TrainState, cfg: TrainConfig) -> float:
     return time.perf_counter() - began
 
 
-def save_seconds(loop: worker_loop.Loop, state: TrainState) -> float:
+def save_seconds(loop: worker.Loop, state: TrainState) -> float:
     """How long training stands still for a save."""
     began = time.perf_counter()
     loop.save(state)
@@ -95,12 +97,12 @@ def costs(
     yield Row("standing still, of the whole save", stall / stored, note=note)
 
 
-def prepared(folder: str, job: JobConfig, cfg: TrainConfig) -> tuple[Run, worker_loop.Loop]:
+def prepared(folder: str, job: JobConfig, cfg: TrainConfig) -> tuple[Run, worker.Loop]:
     """A run in a folder, and the loop of its only worker, whose messages nobody reads."""
     run = RunStore(folder).run("bench")
     runs.create(run.store, job, {})
     box: Any = SimpleNamespace(post=SimpleNamespace(remote=lambda *_: None))
-    return run, worker_loop.Loop(run, cfg, job, worker_loop.Group(), box, Recorder(0))
+    return run, worker.Loop(run, cfg, job, group.Group(), box, Recorder(0))
 
 
 def main() -> None:
@@ -110,7 +112,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with mock.patch.object(worker_loop.ray, "get", lambda value: value):
+    with mock.patch.object(worker.ray, "get", lambda value: value):
         print_rows(saving(options.batch, options.rounds))
 
 

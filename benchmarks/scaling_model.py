@@ -25,7 +25,8 @@ from ebm_core.config import BufferConfig, ModelConfig, TrainConfig
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
 from ebm_core.trainer import TrainState, init_state, train_step
-from orchestrator.config import job_preset, override
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.overrides import override
 
 MEASURED: dict[str, Any] = json.loads(Path(__file__).with_name("scaling.json").read_text())
 SHARED_FILES = 4

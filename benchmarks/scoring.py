@@ -19,12 +19,13 @@ from ebm_core.config import from_tree
 from ebm_core.data import load
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
-from orchestrator import runs
-from orchestrator.config import JobConfig, core_config, job_preset, override
-from orchestrator.storage import RunStore
+from orchestrator.records import runs
+from orchestrator.settings.job import JobConfig, core_config, job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.storage.run_store import RunStore
 from workers.evaluator import Evaluator
-from workers.features import SmallFeatures
-from workers.stats import FeatureStats, frechet_distance
+from workers.features.small import SmallFeatures
+from workers.metrics.stats import FeatureStats, frechet_distance
 
 
 def frechet(rounds: int) -> Iterator[Row]:
@@ -62,13 +63,14 @@ def actors(rounds: int) -> Iterator[Row]:
     """The same request by two actors of one thread and by one, on a warm Ray, actors already open."""
     import ray
 
-    from orchestrator.cluster import start_ray, storage_environment
-    from orchestrator.evaluate import new_actor, score
-    from orchestrator.fetch import FetchCheckpoint
-    from orchestrator.pool import Pool
-    from orchestrator.request import EvaluationRequest
-    from orchestrator.study import Asked
-    from workers.weights import Weights
+    from orchestrator.cluster.connection import start_ray
+    from orchestrator.cluster.environment import storage_environment
+    from orchestrator.cluster.pool import Pool
+    from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
+    from orchestrator.evaluation.evaluate import score
+    from orchestrator.evaluation.request import EvaluationRequest
+    from orchestrator.evaluation.study import Asked
+    from workers.features.weights import Weights
 
     with tempfile.TemporaryDirectory(prefix="ebm-bench-") as folder:
         job = stored_run(folder, "sampler.generate_steps=20")

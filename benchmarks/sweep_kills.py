@@ -24,8 +24,8 @@ from pathlib import Path
 
 from ebm_core import checkpoint
 from ebm_core.manifest import parse_manifest
-from orchestrator.storage import RunStore
-from orchestrator.sweep_record import SweepRecord, without_cost
+from orchestrator.records.sweeps import SweepRecord, without_cost
+from orchestrator.storage.run_store import RunStore
 
 SWEEP = """
 preset: digits

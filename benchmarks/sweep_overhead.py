@@ -23,14 +23,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cluster, runs
-from orchestrator.config import JobConfig, override
-from orchestrator.storage import RunStore
-from orchestrator.sweep import run_sweep
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_record import StoredSweep, SweepPlan
-from orchestrator.sweep_search import trial_of_row
-from orchestrator.train_job import resolved, run_training
+from orchestrator.cluster import connection
+from orchestrator.records import runs
+from orchestrator.records.sweeps import StoredSweep, SweepPlan
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
+from orchestrator.storage.run_store import RunStore
+from orchestrator.sweeps.driver import run_sweep
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.search import trial_of_row
+from orchestrator.training.driver import run_training
+from orchestrator.training.start import resolved
 
 SETTINGS = (
     "model.widths=8,16,16",
@@ -101,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
         folder = Path(temporary)
         plan, base = planned(folder, asked.trials, asked.steps)
-        with cluster.ray_session():
+        with connection.ray_session():
             time_jobs(plan, override(base, ["train.num_steps=20"]), folder / "warm", range(1))
             loads = [os.getloadavg()[0]]
             jobs = time_jobs(plan, base, folder / "jobs", range(half))

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ebm_core import native
 from ebm_core.config import AugmentConfig
 from ebm_core.errors import ConfigError, DataError
 from ebm_core.rng import Rng, uniform
@@ -33,8 +32,6 @@ LUMA = (0.2989, 0.587, 0.114)
 CROP_TRIES = 10
 DRAWS = {"crop": 2 * CROP_TRIES + 2, "flip": 1, "jitter": 1, "factors": 4, "order": 4, "gray": 1, "blur": 1, "sigma": 1}
 """Uniform numbers per sample: always all of them, so that one setting never shifts the draws of another."""
-EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-"""Compiler's options for `augment.cpp`: no fused multiply-adds; the others change no bit, and loops are vectorised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +101,6 @@ def apply_params(x: Images, params: AugmentParams, blur_kernel: int) -> Images:
     x = _apply_where(params.gray, grayscale, x)
     x = _apply_where(params.blur, lambda x, sigma: gaussian_blur(x, blur_kernel, sigma), x, params.sigma)
     return x.clamp_(0, 1)  # a blur's weights sum to 1 up to rounding
-
-
-def load_native() -> Apply:
-    """`apply_params` in C++, with the same bits: `apply_natively`, or `apply_params` itself where no C++ compiles."""
-    try:
-        native.load("augment", *EXACT)
-    except native.BuildError:
-        return apply_params
-    return apply_natively
-
-
-def apply_natively(x: Images, params: AugmentParams, blur_kernel: int) -> Images:
-    """What `apply_params` gives, from `augment.cpp` (after `load_native`); float32 on a CPU, all else goes there."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return apply_params(x, params, blur_kernel)
-    factors, weights = params.factors.to(x.dtype), blur_weights(blur_kernel, params.sigma).to(x.dtype)
-    return torch.ops.confab.augment(
-        x.contiguous(),
-        params.boxes,
-        params.flip,
-        params.jitter,
-        factors,
-        params.order,
-        params.gray,
-        params.blur,
-        weights,
-    )
 
 
 def _apply_where(chosen: Bool[Tensor, "b"], change: Callable[..., Tensor], x: Images, *values: Tensor) -> Images:

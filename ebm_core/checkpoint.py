@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ebm_core.config import TrainConfig, from_tree, to_tree
 from ebm_core.data import num_conditions
-from ebm_core.engine import prepare
 from ebm_core.errors import CheckpointError
+from ebm_core.fast.engine import prepare
 from ebm_core.manifest import Manifest, describe, manifest_bytes, verify
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.trainer import TrainState

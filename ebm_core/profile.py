@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ebm_core import losses, trainer
 from ebm_core.config import TrainConfig
 from ebm_core.data import labelled_batches, load
-from ebm_core.engine import frozen_twin
+from ebm_core.fast.engine import frozen_twin
 from ebm_core.trainer import TrainState, init_state, train_step
 
 PARTS = {

@@ -15,8 +15,8 @@ from ebm_core.config import TrainConfig
 from ebm_core.data import num_conditions
 from ebm_core.data.pixels import dequantize
 from ebm_core.ema import ema_update
-from ebm_core.engine import Engine, prepare, resolve_device
 from ebm_core.errors import DataError
+from ebm_core.fast.engine import Engine, prepare, resolve_device
 from ebm_core.losses import Loss, improved_cd_loss
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.monitor import StabilityMonitor

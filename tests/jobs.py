@@ -12,8 +12,9 @@ from typing import Any
 
 from ebm_core import checkpoint
 from ebm_core.manifest import parse_manifest
-from orchestrator import runs, telemetry
-from orchestrator.storage import Run, RunStore
+from orchestrator.records import runs
+from orchestrator.records.rows import WALL_CLOCK
+from orchestrator.storage.run_store import Run, RunStore
 
 
 @dataclass
@@ -81,5 +82,5 @@ class Job:
         with tempfile.TemporaryDirectory() as temporary:
             folder = self.run.fetch_checkpoint(step, Path(temporary))
             manifest = parse_manifest((folder / checkpoint.MANIFEST).read_bytes())
-        rows = runs.read_metrics(self.run).drop_columns(list(telemetry.WALL_CLOCK)).to_pylist()
+        rows = runs.read_metrics(self.run).drop_columns(list(WALL_CLOCK)).to_pylist()
         return {"files": {entry.name: entry.sha256 for entry in manifest.files}, "rows": rows}

@@ -15,12 +15,12 @@ from ebm_core.config import to_tree
 from ebm_core.errors import CheckpointError, EbmError
 from ebm_core.manifest import describe, manifest_bytes, parse_manifest
 from ebm_core.trainer import TrainState, init_state, train_step
-from orchestrator import runs
-from orchestrator.commits import condemns, parse_commit
-from orchestrator.config import JobConfig, parse
-from orchestrator.objects import FolderStore
-from orchestrator.rollback import read_rollbacks
-from orchestrator.storage import RunStore
+from orchestrator.records import runs
+from orchestrator.settings.job import JobConfig, parse
+from orchestrator.storage.commits import condemns, parse_commit
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.run_store import RunStore
+from orchestrator.training.rollback import read_rollbacks
 from tests.data_readers import DataTargets
 from tests.ebm_core.tiny import batch, tiny_config
 

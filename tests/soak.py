@@ -26,9 +26,10 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.config import core_config, job_preset, override
-from orchestrator.objects import StorageError
-from orchestrator.profile import profile_step
+from ebm_core.profile import profile_step
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.storage.interface import StorageError
 from tests.faults import FaultProxy, fault_proxy, moto_bucket
 from tests.jobs import Job
 

@@ -28,7 +28,7 @@ def test_every_file_of_the_page_stands_where_it_says_and_holds_the_function_besi
 def exists(name: str) -> bool:
     """Whether `package.module` or `package.module.name` or `package.module.Class.name` is there."""
     parts = name.split(".")
-    for count in range(len(parts), 1, -1):
+    for count in range(len(parts), 0, -1):
         try:
             found = importlib.import_module(".".join(parts[:count]))
         except ModuleNotFoundError:

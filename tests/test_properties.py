@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from ebm_core.config import DataConfig, to_tree
 from ebm_core.data.small import fashion_mnist
 from ebm_core.errors import ConfigError, DataError, EbmError
-from orchestrator.config import JobConfig, flatten, override, parse
-from orchestrator.objects import MAX_KEY_LENGTH, FolderStore, StorageError, is_key
-from orchestrator.storage import require_run_name
+from orchestrator.settings.job import JobConfig, parse
+from orchestrator.settings.overrides import override
+from orchestrator.settings.trees import flatten
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import MAX_KEY_LENGTH, StorageError, is_key
+from orchestrator.storage.run_store import require_run_name
 from tests.readers import Targets
 
 EXAMPLES = settings(max_examples=60, deadline=None)

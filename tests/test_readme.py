@@ -25,7 +25,7 @@ def test_every_make_target_and_ebm_command_of_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text()
     assert targets >= {"demo", "test"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    from orchestrator.cli import app
+    from orchestrator.cli.app import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     known |= {group.name for group in app.registered_groups}
@@ -42,7 +42,8 @@ def test_links_and_pictures_of_the_documents_lead_somewhere():
 
 
 def test_every_setting_example_of_the_readme_is_accepted():
-    from orchestrator.config import job_preset, override
+    from orchestrator.settings.job import job_preset
+    from orchestrator.settings.overrides import override
 
     commands = re.findall(r"ebm (?:train|config) (\w+)((?: [\w.]+=\S+)*)", README)
     assert len(commands) >= 4
@@ -65,7 +66,8 @@ def test_the_paper_map_names_what_exists():
 
 
 def test_the_settings_of_the_paper_map_exist():
-    from orchestrator.config import flatten, job_preset, to_tree
+    from orchestrator.settings.job import job_preset, to_tree
+    from orchestrator.settings.trees import flatten
 
     known = set(flatten(to_tree(job_preset("cifar10"))))
     known |= {path.partition(".")[0] for path in known}
@@ -77,7 +79,7 @@ def test_the_settings_of_the_paper_map_exist():
 def test_the_commands_of_the_paper_map_are_understood():
     from typer.main import get_command
 
-    from orchestrator.cli import app
+    from orchestrator.cli.app import app
 
     commands = [name.split() for name in paper_map() if name.startswith("ebm ")]
     assert len(commands) >= 10
@@ -100,7 +102,8 @@ def test_the_messages_of_the_troubleshooting_page_are_in_the_source():
 
 
 def test_the_settings_of_the_troubleshooting_page_exist():
-    from orchestrator.config import flatten, job_preset, to_tree
+    from orchestrator.settings.job import job_preset, to_tree
+    from orchestrator.settings.trees import flatten
 
     known = flatten(to_tree(job_preset("cifar10")))
     named = re.findall(r"`([a-z]+\.[a-z_]+)(?:=\w+)?`", (ROOT / "docs/troubleshooting.md").read_text())

@@ -8,8 +8,9 @@ from typing import get_args
 import pytest
 
 from ebm_core.errors import ConfigError
-from orchestrator.config import JobConfig, job_preset, leaves, override
-from orchestrator.train_job import check_data
+from orchestrator.settings.job import JobConfig, job_preset
+from orchestrator.settings.overrides import leaves, override
+from orchestrator.training.start import check_data
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ebm_core", "workers", "orchestrator", "benchmarks")
@@ -31,8 +32,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("ebm_core/data/vision.py", "importlib.import_module"): "torchvision, written out: imported a second time",
     ("ebm_core/data/vision.py", "sys.modules"): "torchvision's half-imported modules are dropped, by their own name",
     ("benchmarks/baseline.py", "importlib.import_module"): "torchvision.transforms.v2, written out",
-    ("workers/weights.py", "torch.load"): "a published file, after its SHA-256, with weights_only=True, once",
-    ("workers/networks.py", "torch.save"): "into memory: torch-fidelity's constructor takes nothing else",
+    ("workers/features/weights.py", "torch.load"): "a published file, after its SHA-256, with weights_only=True, once",
+    ("workers/features/networks.py", "torch.save"): "into memory: torch-fidelity's constructor takes nothing else",
 }
 """{(file, what): why it may}."""
 

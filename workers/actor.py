@@ -10,8 +10,8 @@ import ray
 import torch
 
 from ebm_core.config import DataConfig, from_tree
-from workers.composer import Composer
 from workers.evaluator import Evaluator
+from workers.studies.composer import Composer
 
 Fetch = Callable[[int, str], Path]
 """Brings the checkpoint of a step into the folder of that name, wherever it is stored; returns where it lies."""

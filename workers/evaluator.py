@@ -22,14 +22,15 @@ from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels, Samples
-from workers import chains, compositions, ood, ood_sets
-from workers.composer import AT_ONCE, COMPOSED, Composer
-from workers.feature_metrics import FIELD_IMAGES, notes
+from workers.features.weights import Weights
 from workers.generate import BATCH_SIZE, SHARD_SIZE, generate_images, shard_condition
-from workers.metrics import NUM_REAL, Reference, Shard, find_metric
+from workers.metrics.feature_metrics import FIELD_IMAGES, notes
+from workers.metrics.reference import NUM_REAL, Reference, Shard
+from workers.metrics.registry import find_metric
 from workers.pictures import grid_png
 from workers.scoring import Plan, RealSet, make_plan, score_all
-from workers.weights import Weights
+from workers.studies import chains, ood, ood_sets, recipes
+from workers.studies.composer import AT_ONCE, COMPOSED, Composer
 
 ENERGY_BATCH = 256
 
@@ -285,21 +286,21 @@ class Evaluator:
         }
         return document, studies
 
-    def own_recipes(self) -> dict[str, compositions.Recipe]:
+    def own_recipes(self) -> dict[str, recipes.Recipe]:
         """What metric composition draws from: the run's attributes composed, each alone, and all told at once."""
         assert self._rows is not None  # the caller has seen that the run is conditional
         names = chosen_attributes(self.cfg.data)
-        concepts, together = compositions.own_concepts(self._rows, names)
-        composed = compositions.recipe("and", concepts)
+        concepts, together = recipes.own_concepts(self._rows, names)
+        composed = recipes.recipe("and", concepts)
         alone = {f"{name} alone": composed.alone(i) for i, name in enumerate(names)}
-        at_once = compositions.Recipe("and", (together,), (1.0,), composed.sharpness, 1.0)
+        at_once = recipes.Recipe("and", (together,), (1.0,), composed.sharpness, 1.0)
         return {COMPOSED: composed, AT_ONCE: at_once, **alone}
 
-    def draw_composed(self, how: compositions.Recipe, shard: int, seed: int, num_steps: int | None) -> Pixels:
+    def draw_composed(self, how: recipes.Recipe, shard: int, seed: int, num_steps: int | None) -> Pixels:
         """A shard of images of one of these recipes."""
         return self._composer.draw(how, shard, seed, num_steps)
 
-    def report_composition(self, how: compositions.Recipe, images: Mapping[str, Pixels]) -> dict[str, Any]:
+    def report_composition(self, how: recipes.Recipe, images: Mapping[str, Pixels]) -> dict[str, Any]:
         """What a judge reads off them, ready for JSON."""
         return self._composer.report(how, images)
 

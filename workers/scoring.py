@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebm_core.errors import ConfigError, DataError
-from workers.metric import Accumulator
-from workers.metrics import find_metric
-from workers.reference import Reference
+from workers.metrics.metric import Accumulator
+from workers.metrics.reference import Reference
+from workers.metrics.registry import find_metric
 
 Calls = Mapping[Any, tuple[Any, ...]]
 """{key: (method of an evaluator, its arguments)}."""

@@ -19,11 +19,14 @@ from ebm_core.presets import PRESETS, cifar10
 from ebm_core.profile import langevin_flops
 from ebm_core.rng import Shards
 from ebm_core.trainer import TrainState, init_state, train_step
-from orchestrator import worker_loop
-from orchestrator.config import core_config, job_preset, override
-from orchestrator.objects import FolderStore, ObjectInfo
-from orchestrator.storage import RunStore
-from orchestrator.telemetry import Recorder
+from orchestrator.records.rows import Recorder
+from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.storage.folder import FolderStore
+from orchestrator.storage.interface import ObjectInfo
+from orchestrator.storage.run_store import RunStore
+from orchestrator.training import worker
+from orchestrator.training.group import Group
 
 DEVICE = model.Device("any", 1e12, 1e-6)
 LINK = model.Link("any", 1e-5, 1e9)
@@ -110,7 +113,7 @@ def test_bytes_of_a_checkpoint_are_those_of_one_that_was_written(name: str, tmp_
 
 
 class Requests(FolderStore):
-    """A folder that counts what an S3 store would ask its server for (`orchestrator/s3.py`), 1,000 objects a page."""
+    """A folder that counts what an S3 store would ask its server for (`storage/s3.py`), 1,000 objects a page."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -147,9 +150,9 @@ class Requests(FolderStore):
 
 
 @pytest.fixture
-def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[worker_loop.Loop, TrainState, Requests]:
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[worker.Loop, TrainState, Requests]:
     """The loop of a job of one worker and 8 shards that has stored four checkpoints, the last of them counted."""
-    monkeypatch.setattr(worker_loop.ray, "get", lambda value: value)
+    monkeypatch.setattr(worker.ray, "get", lambda value: value)
     settings = ["model.widths=4,8,8", "buffer.capacity=40", "train.batch_size=8", "checkpoint.keep=2", "name=run"]
     settings += ["evaluation.every=0"]  # else one listing more, of what waits for scores
     job = override(job_preset("digits"), settings)
@@ -158,7 +161,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[worker_loop.
     rng = torch.Generator().manual_seed(0)
     state.buffer.add(torch.rand((40, *cfg.image_shape), generator=rng), rng)
     box: Any = SimpleNamespace(post=SimpleNamespace(remote=lambda *_: None))
-    loop = worker_loop.Loop(run, cfg, job, worker_loop.Group(), box, Recorder(0))
+    loop = worker.Loop(run, cfg, job, Group(), box, Recorder(0))
     for step in (10, 20, 30, 40):
         objects.made.clear()
         state.step = step
@@ -168,22 +171,22 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[worker_loop.
     return loop, state, objects
 
 
-def test_requests_of_a_checkpoint_are_those_of_a_real_save(saved: tuple[worker_loop.Loop, TrainState, Requests]):
+def test_requests_of_a_checkpoint_are_those_of_a_real_save(saved: tuple[worker.Loop, TrainState, Requests]):
     _, _, objects = saved
     assert objects.made == model.save_requests(shards=8, keep=2)
     assert sum(objects.made.values()) == model.serial_requests(shards=8, workers=1, keep=2)
 
 
-def test_requests_of_a_restart_are_those_of_a_real_one(saved: tuple[worker_loop.Loop, TrainState, Requests]):
+def test_requests_of_a_restart_are_those_of_a_real_one(saved: tuple[worker.Loop, TrainState, Requests]):
     loop, state, objects = saved
     first, others, before = model.restart_requests(shards=8, workers=8)
     objects.made.clear()
-    worker_loop.restore(loop.run, state, worker_loop.Group(), pytest.fail)
+    worker.restore(loop.run, state, Group(), pytest.fail)
     assert sum(objects.made.values()) == first
     objects.made.clear()
     own = init_state(loop.cfg, shards=Shards.of_rank(3, 8, 8))
     group: Any = SimpleNamespace(rank=3, from_first=lambda _: 40)
-    worker_loop.restore(loop.run, own, group, pytest.fail)
+    worker.restore(loop.run, own, group, pytest.fail)
     assert 7 * sum(objects.made.values()) == others < before
 
 

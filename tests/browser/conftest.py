@@ -11,7 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
-from orchestrator.report import write_report
+from orchestrator.reports.write import write_report
 from tests.orchestrator import stored_runs
 
 FLAGS = (

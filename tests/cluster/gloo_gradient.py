@@ -15,7 +15,7 @@ from ebm_core.losses import improved_cd_loss
 from ebm_core.models import build_energy
 from ebm_core.rng import Shards, streams
 from ebm_core.sampler import sample_negatives
-from orchestrator.worker_loop import average_gradients
+from orchestrator.training.group import average_gradients
 
 BATCH_SIZE, SHAPE = 16, (1, 8, 8)
 

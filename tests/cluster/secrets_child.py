@@ -12,7 +12,7 @@ from ray._private import state as ray_state
 from ray._private import worker
 from ray.train.v2._internal.state.state_actor import get_state_actor
 
-from orchestrator import cli
+from orchestrator.cli import app
 from tests.cluster.test_train_job import TINY
 
 NAMESPACES = (None, b"fun", b"cls", b"session", b"job", b"cluster", b"dashboard", b"actor", b"runtime_env", b"package")
@@ -21,7 +21,7 @@ NAMESPACES = (None, b"fun", b"cls", b"session", b"job", b"cluster", b"dashboard"
 def ebm(*words: str) -> None:
     """One command of ours, in this process, on the Ray that it holds."""
     sys.argv = ["ebm", *words]
-    cli.app(list(words), prog_name="ebm", standalone_mode=False)
+    app.app(list(words), prog_name="ebm", standalone_mode=False)
 
 
 def told() -> list[Any]:

@@ -3,7 +3,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.exporter import open_exporter
+from orchestrator.cluster import ray_internals
+from orchestrator.monitoring.exporter import open_exporter
 
 
 @pytest.mark.cluster
@@ -13,7 +14,7 @@ def test_a_sweeps_trial_reaches_the_exporter_from_within_its_placement_group(clu
     inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
 
     def opened() -> str:
-        exporter = open_exporter()
+        exporter = open_exporter(ray_internals.temp_folder)
         target = ray.get(exporter.__ray_call__.remote(lambda self: self.target))
         ray.kill(exporter)
         return target

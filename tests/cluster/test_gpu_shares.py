@@ -9,19 +9,20 @@ import ray
 from ray.train import RunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator import cluster
-from orchestrator.cluster import ClusterError, places, worker_resources
-from orchestrator.config import JobConfig, job_preset, override
-from orchestrator.evaluate import new_actor
-from orchestrator.exporter import open_exporter
-from orchestrator.fetch import FetchCheckpoint
-from orchestrator.request import EvaluationRequest
-from orchestrator.sweep import DRIVER_RESOURCES
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_room import find_room
-from orchestrator.train_job import scaling
+from orchestrator.cluster import connection, ray_internals
+from orchestrator.cluster.connection import ClusterError
+from orchestrator.cluster.resources import places, worker_resources
+from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
+from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.monitoring.exporter import open_exporter
+from orchestrator.settings.job import JobConfig, job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.sweeps.driver import DRIVER_RESOURCES
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.room import find_room
+from orchestrator.training.driver import scaling
 from tests.conftest import local_ray
-from workers.weights import Weights
+from workers.features.weights import Weights
 
 pytestmark = [
     pytest.mark.cluster,
@@ -35,7 +36,7 @@ GPU = ("cluster.use_gpu=true",)
 @pytest.fixture(scope="module", autouse=True)
 def ray_with_a_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (cluster.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
+        for name, value in (connection.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
             patch.setenv(name, value)
         with local_ray(num_cpus=4, num_gpus=1):
             yield
@@ -71,7 +72,7 @@ def test_what_a_trial_starts_may_lie_outside_of_what_it_has_reserved(tmp_path: P
     def start() -> list[Any]:
         fetch = FetchCheckpoint(str(tmp_path), "run", {})
         request = EvaluationRequest(metrics=("energy_gap",), use_gpu=True)
-        return [open_exporter(), new_actor(fetch, request, Weights.default(), num_cpus=0)]
+        return [open_exporter(ray_internals.temp_folder), new_actor(fetch, request, Weights.default(), num_cpus=0)]
 
     trial = ray.remote(num_cpus=0, scheduling_strategy=inside)(start)
     for actor in ray.get(trial.remote()):

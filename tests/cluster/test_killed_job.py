@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import runs
+from orchestrator.records import runs
+from orchestrator.records.scores import read_scores
 from tests.faults import moto_bucket
 from tests.jobs import Job
 
@@ -65,7 +66,7 @@ def finish(job: Job) -> dict[str, Any]:
     """Let it train to its end; its last checkpoint, rows and scores, without what a clock says."""
     assert job.driver
     assert job.driver.wait(timeout=200) == 0, job.log.read_text()[-3000:]
-    scores = {step: runs.read_scores(job.run, step) for step in (SCORED, STEPS)}
+    scores = {step: read_scores(job.run, step) for step in (SCORED, STEPS)}
     assert all("energy_gap" in documents for documents in scores.values())
     values = {step: {name: document["value"] for name, document in found.items()} for step, found in scores.items()}
     return job.outcome(STEPS) | {"scores": values}

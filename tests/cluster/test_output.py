@@ -13,7 +13,7 @@ CHILD = """
 import threading
 from ray._private import worker
 from ray._private.utils import push_error_to_driver
-from orchestrator.cluster import start_ray
+from orchestrator.cluster.connection import start_ray
 
 start_ray()
 show, came = worker.print_worker_logs, threading.Event()

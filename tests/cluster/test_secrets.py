@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.s3 import S3Store
+from orchestrator.storage.s3 import S3Store
 from tests.faults import make_bucket, moto_server
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]

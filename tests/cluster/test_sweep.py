@@ -13,17 +13,19 @@ import pytest
 import ray
 
 from ebm_core.errors import ConfigError
-from orchestrator import catalog, cluster, runs
-from orchestrator.config import JobConfig, override
-from orchestrator.ownership import OwnedError
-from orchestrator.report_sweep import sweep_page
-from orchestrator.storage import RunStore
-from orchestrator.sweep import _Driver, run_sweep
-from orchestrator.sweep_display import Quiet
-from orchestrator.sweep_plan import SweepRequest, make_plan
-from orchestrator.sweep_record import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, without_cost
-from orchestrator.sweep_room import find_room
-from orchestrator.sweep_table import sweep_table
+from orchestrator.cluster import connection
+from orchestrator.records import catalogue, scores
+from orchestrator.records.sweeps import PlannedTrial, StoredSweep, SweepPlan, SweepRecord, without_cost
+from orchestrator.reports.sweep_page import sweep_page
+from orchestrator.reports.sweep_table import sweep_table
+from orchestrator.settings.job import JobConfig
+from orchestrator.settings.overrides import override
+from orchestrator.storage.ownership import OwnedError
+from orchestrator.storage.run_store import RunStore
+from orchestrator.sweeps.driver import _Driver, run_sweep
+from orchestrator.sweeps.plan import SweepRequest, make_plan
+from orchestrator.sweeps.room import find_room
+from orchestrator.terminal.sweep_progress import Quiet
 from tests.cluster.test_train_job import ROOT, TINY, Killer, files_of, plain_loop
 
 pytestmark = [
@@ -169,7 +171,7 @@ def test_what_asha_stops_is_stopped_in_record_table_catalogue_and_page_and_is_no
     assert lines["0001"][2:4] == ("stopped", "6/18")
     assert lines["0000"][2:4] == ("finished", "18/18")
     store = RunStore(base.storage)
-    found = catalog.select(catalog.read(store), sweep="asha").to_pylist()
+    found = catalogue.select(catalogue.read(store), sweep="asha").to_pylist()
     assert [row["state"] for row in found] == ["finished", "stopped", "finished"]
     page = sweep_page(store.run("asha"))
     assert page.count("stopped at step 6 of 18") >= 1
@@ -177,7 +179,7 @@ def test_what_asha_stops_is_stopped_in_record_table_catalogue_and_page_and_is_no
     again = Seen()
     assert results(run_sweep(plan, base, max_concurrent=1, display=again)[0]) == results(stored)
     assert again.begun == []
-    assert [row["state"] for row in catalog.select(catalog.rebuild(store), sweep="asha").to_pylist()] == [
+    assert [row["state"] for row in catalogue.select(catalogue.rebuild(store), sweep="asha").to_pylist()] == [
         "finished",
         "stopped",
         "finished",
@@ -202,7 +204,7 @@ def check_trials(stored: StoredSweep, base: JobConfig, folder: Path) -> None:
     assert one.result is not None
     job = override(base, [*one.planned.settings, "name=tiny-b-seed0"])
     assert files_of(store.run("tiny-b-seed0"), 6, folder / "fetched") == plain_loop(job, folder / "plain")
-    assert one.result.scores["energy_gap"] == runs.read_scores(store.run("tiny-b-seed0"), 6)["energy_gap"]["value"]
+    assert one.result.scores["energy_gap"] == scores.read_scores(store.run("tiny-b-seed0"), 6)["energy_gap"]["value"]
     assert one.result.value == one.result.scores["energy_gap"]
     assert one.result.cost["cpus"] == 1.0
     broken = by_name["diverges-seed0"].result
@@ -233,11 +235,11 @@ def test_trials_that_can_never_fit_are_refused_before_anything_is_stored(tmp_pat
         plan, base = make_plan(
             "table2", SweepRequest(preset="digits", settings=(*settings, f"storage={tmp_path}/runs"))
         )
-        with pytest.raises(cluster.ClusterError, match="each needs"):
+        with pytest.raises(connection.ClusterError, match="each needs"):
             run_sweep(plan, base)
     space = ("cluster.num_workers=choice(1,8)", f"storage={tmp_path}/runs")
     plan, base = make_plan("digits", SweepRequest(settings=space))
-    with pytest.raises(cluster.ClusterError, match=r"cluster\.num_workers = 8"):
+    with pytest.raises(connection.ClusterError, match=r"cluster\.num_workers = 8"):
         run_sweep(plan, base)
     assert not list(tmp_path.rglob("*.json"))
 

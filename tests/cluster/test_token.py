@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from orchestrator import doctor
-from orchestrator.cluster import LOOPBACK
+from orchestrator.cli import doctor
+from orchestrator.cluster.ray_internals import LOOPBACK
 from tests.cluster.test_two_nodes import BIN, Nodes, folder  # noqa: F401
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
@@ -25,7 +25,7 @@ TOKEN = "0123456789abcdef" * 4
 OWN = """
 import sys
 import ray
-from orchestrator.cluster import start_ray
+from orchestrator.cluster.connection import start_ray
 start_ray()
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
@@ -33,7 +33,7 @@ sys.stdin.read()
 JOIN = """
 import sys
 import ray
-from orchestrator.cluster import start_ray
+from orchestrator.cluster.connection import start_ray
 start_ray(sys.argv[1])
 print(ray.get(ray.remote(num_cpus=0)(lambda: "ran").remote()))
 """

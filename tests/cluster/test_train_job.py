@@ -24,11 +24,16 @@ from ebm_core.data import labelled_batches, load
 from ebm_core.errors import CheckpointError, DivergenceError
 from ebm_core.manifest import FileEntry, describe, parse_manifest
 from ebm_core.trainer import init_state, train_step
-from orchestrator import cli, cluster, runs, telemetry
-from orchestrator.config import JobConfig, core_config, job_preset, override
-from orchestrator.score_job import Scorer
-from orchestrator.storage import Run, RunStore
-from orchestrator.train_job import RunResult, resolved, run_training
+from orchestrator.cli import app
+from orchestrator.cluster import connection, resources
+from orchestrator.evaluation.beside_training import Scorer
+from orchestrator.records import runs, scores
+from orchestrator.records.rows import WALL_CLOCK, Row
+from orchestrator.settings.job import JobConfig, core_config, job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.storage.run_store import Run, RunStore
+from orchestrator.training.driver import run_training
+from orchestrator.training.start import RunResult, resolved
 
 pytestmark = [
     pytest.mark.cluster,
@@ -60,7 +65,7 @@ def shared_ray() -> Iterator[None]:
     """One Ray for these tests, with a folder of its own, ended with them."""
     folder = tempfile.mkdtemp(prefix="ebm", dir="/tmp")  # sockets have short names only
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (cluster.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
+        for name, value in (connection.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
@@ -82,10 +87,10 @@ def shared_ray() -> Iterator[None]:
 class Notes:
     """A display that keeps what it was told."""
 
-    rows: list[telemetry.Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def row(self, row: telemetry.Row) -> None:
+    def row(self, row: Row) -> None:
         self.rows.append(row)
 
     def note(self, text: str) -> None:
@@ -115,7 +120,7 @@ def files_of(run: Run, step: int, into: Path) -> dict[str, FileEntry]:
 
 def numbers_of(run: Run) -> list[dict[str, float]]:
     """All logged columns but the wall clock."""
-    return runs.read_metrics(run).drop_columns(list(telemetry.WALL_CLOCK)).to_pylist()
+    return runs.read_metrics(run).drop_columns(list(WALL_CLOCK)).to_pylist()
 
 
 def plain_loop(job: JobConfig, folder: Path) -> dict[str, FileEntry]:
@@ -250,7 +255,7 @@ def test_an_error_in_a_worker_is_one_line_and_status_two(
 
     monkeypatch.setattr(sys, "argv", ["ebm", "train", "digits", *TINY, f"storage={tmp_path}", "name=run"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert end.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("ebm: ") for line in lines) == 1
@@ -278,8 +283,8 @@ def scored(tmp_path: Path, metric: str, with_checkpoint: bool = True) -> tuple[R
 def test_a_scorer_stores_scores_and_a_grid_beside_the_checkpoint(tmp_path: Path):
     run, messages = scored(tmp_path, "energy_gap")
     assert messages == []
-    assert runs.read_scores(run, 3)["energy_gap"]["num_images"] == 8
-    grid = runs.grid_key(run, 3)
+    assert scores.read_scores(run, 3)["energy_gap"]["num_images"] == 8
+    grid = scores.grid_key(run, 3)
     assert grid is not None
     assert run.read_bytes(grid).startswith(b"\x89PNG")
 
@@ -292,13 +297,13 @@ def test_a_scorer_that_fails_is_tried_once_more_and_then_leaves_the_run_alone(tm
     run, said = scored(tmp_path, "energy_gap", with_checkpoint=False)
     assert [message.rpartition("; ")[2] for message in said] == ["trying again", "giving up"]
     assert all("scoring step 3 failed (" in message and "bytes, not" in message for message in said)
-    assert runs.read_scores(run, 3) == {}
+    assert scores.read_scores(run, 3) == {}
 
 
 def test_a_checkpoint_that_retention_deleted_is_skipped_with_a_message(tmp_path: Path):
     run, said = scored(tmp_path, "energy_gap", with_checkpoint=False)
     assert said == ["step 3 is not scored: its turn came after checkpoint.keep=3 deleted it"]
-    assert runs.read_scores(run, 3) == {}
+    assert scores.read_scores(run, 3) == {}
 
 
 def evaluations_by(scorer: Scorer, run: Run) -> dict[str, bytes]:
@@ -365,9 +370,11 @@ def test_a_terminated_job_stores_a_checkpoint_and_says_how_to_go_on(tmp_path: Pa
 
 
 def test_a_job_that_can_never_fit_is_refused_before_anything_is_stored(tmp_path: Path):
-    with pytest.raises(cluster.ClusterError, match=r"cluster\.num_workers = 8: each needs 1 CPU, this Ray has 2 CPUs"):
+    with pytest.raises(
+        connection.ClusterError, match=r"cluster\.num_workers = 8: each needs 1 CPU, this Ray has 2 CPUs"
+    ):
         train(tmp_path, "cluster.num_workers=8")
-    with pytest.raises(cluster.ClusterError, match="1 GPU"):
+    with pytest.raises(connection.ClusterError, match="1 GPU"):
         train(tmp_path, "cluster.use_gpu=true")
     assert not (tmp_path / "run").exists()
 
@@ -392,7 +399,7 @@ def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_
 
     ray.kill(dead)
     deadline = time.monotonic() + 30
-    while not (removed := cluster.remove_orphaned_groups()) and time.monotonic() < deadline:
+    while not (removed := resources.remove_orphaned_groups()) and time.monotonic() < deadline:
         assert state(orphan) == "CREATED"  # Ray itself leaves it, as long as this process lives
         time.sleep(0.1)
     assert removed == 1
@@ -400,7 +407,7 @@ def test_a_reservation_whose_maker_has_died_is_removed_and_that_of_a_living_one_
         time.sleep(0.1)
     assert (state(orphan), state(kept), state(own.id.hex())) == ("REMOVED", "CREATED", "CREATED")
     ray.kill(alive)
-    while not cluster.remove_orphaned_groups():
+    while not resources.remove_orphaned_groups():
         time.sleep(0.1)
     ray.util.remove_placement_group(own)
 

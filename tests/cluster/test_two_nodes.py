@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ebm_core import checkpoint
-from orchestrator.storage import RunStore
+from orchestrator.storage.run_store import RunStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
 

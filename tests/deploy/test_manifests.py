@@ -11,8 +11,9 @@ import jsonschema
 import pytest
 import yaml
 
-from orchestrator.config import job_preset, override
-from orchestrator.storage_uri import open_objects
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.storage.uri import open_objects
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import stats
 
-from ebm_core import native
 from ebm_core.augment import (
     BRIGHTNESS,
     CONTRAST,
@@ -21,7 +20,6 @@ from ebm_core.augment import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
-    apply_natively,
     apply_params,
     augment,
     color_jitter,
@@ -31,11 +29,12 @@ from ebm_core.augment import (
     gaussian_blur,
     grayscale,
     jitter_factors,
-    load_native,
 )
 from ebm_core.config import AugmentConfig
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
+from ebm_core.fast import native
+from ebm_core.fast.augment import apply_natively, load_native
 from ebm_core.rng import Shards, streams
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]

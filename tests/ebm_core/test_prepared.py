@@ -18,7 +18,7 @@ from ebm_core.config import DataConfig
 from ebm_core.data import batch_indices, labelled_batches, load, num_conditions, prepared, shards
 from ebm_core.data.dataset import Dataset, limited
 from ebm_core.errors import ConfigError, DataError
-from orchestrator.prepare import prepare
+from orchestrator.training.prepare_data import prepare
 from tests.faults import make_bucket, moto_server
 
 DIGITS = ebm.presets.digits().data

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from ebm_core import checkpoint
 from ebm_core.errors import CheckpointError
 from ebm_core.manifest import describe, manifest_bytes
-from orchestrator import runs
+from orchestrator.records import runs
 from tests.readers import Targets
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from ebm_core import checkpoint
 from ebm_core.manifest import parse_manifest
-from orchestrator import runs, telemetry
-from orchestrator.storage import Run, RunStore
+from orchestrator.records import runs
+from orchestrator.records.rows import WALL_CLOCK
+from orchestrator.storage.run_store import Run, RunStore
 from tests.nodes.lab import Lab, wait_until
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
@@ -99,7 +100,7 @@ def outcome(run: Run, into: Path, step: int = STEPS) -> tuple[dict[str, str], li
     """Digests of the checkpoint's files by name, and all logged rows but the wall clock."""
     folder = run.fetch_checkpoint(step, into)
     files = {entry.name: entry.sha256 for entry in parse_manifest((folder / checkpoint.MANIFEST).read_bytes()).files}
-    return files, runs.read_metrics(run).drop_columns(list(telemetry.WALL_CLOCK)).to_pylist()
+    return files, runs.read_metrics(run).drop_columns(list(WALL_CLOCK)).to_pylist()
 
 
 @pytest.fixture(scope="module")

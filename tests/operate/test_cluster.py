@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import runs
-from orchestrator.storage import RunStore
+from orchestrator.records import provenance
+from orchestrator.storage.run_store import RunStore
 from tests.browser.conftest import chromium
 from tests.cluster.test_train_job import TINY
 
@@ -109,7 +109,7 @@ def test_stop_stores_a_checkpoint_within_a_minute_and_takes_the_values_away(job:
     (step,) = run.checkpoints()
     assert step > 0
     assert f"stopped at step {step} of" in ebm("logs", "endless")
-    assert [launch["job"] for launch in runs.launches(run)] == [job]
+    assert [launch["job"] for launch in provenance.launches(run)] == [job]
     assert "is over already" in ebm("stop", "endless")
     wait_for(lambda: not query('ebm_step{run="endless"}'))
 
@@ -119,7 +119,7 @@ def test_a_stopped_run_resumes_as_a_job_and_its_end_is_the_exit_status_of_follow
     (step,) = run.checkpoints()
     ebm("resume", "endless", f"train.num_steps={step + 4}", "--storage", STORAGE, "--address", address(), "--follow")
     assert max(run.checkpoints()) == step + 4
-    first, second = (launch["job"] for launch in runs.launches(run))
+    first, second = (launch["job"] for launch in provenance.launches(run))
     assert first == job != second
 
 

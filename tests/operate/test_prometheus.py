@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.exporter import Exporter
-from orchestrator.metrics import EXPORTED, scrape_config
-from tests.orchestrator.test_exporter import ROOT, busy_meter, expressions
+from orchestrator.monitoring.exporter import Exporter
+from orchestrator.monitoring.values import EXPORTED, scrape_config
+from tests.orchestrator.monitoring.test_exporter import ROOT, busy_meter, expressions
 
 pytestmark = [pytest.mark.prometheus, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
 

@@ -12,11 +12,13 @@ import torch
 
 from ebm_core.config import to_tree
 from ebm_core.manifest import describe, manifest_bytes
-from orchestrator import telemetry
-from orchestrator.config import job_preset, override
-from orchestrator.storage import Run, RunStore, step_name
-from workers import ood
+from orchestrator.records.rows import part_bytes, part_name
+from orchestrator.settings.job import job_preset
+from orchestrator.settings.overrides import override
+from orchestrator.storage.commits import step_name
+from orchestrator.storage.run_store import Run, RunStore
 from workers.pictures import grid_png, strip_png
+from workers.studies import ood
 
 START = 1_760_000_000.0
 """Wall clock of step 0, seconds since 1970."""
@@ -71,7 +73,7 @@ def store_run(
     run.write_config(to_tree(job))
     run.write_json("provenance.json", {"launches": [dict(launch or first_launch())]})
     rows = rows_of(steps, broken=broken)
-    run.write_bytes(f"metrics/{telemetry.part_name(rows)}", telemetry.part_bytes(rows))
+    run.write_bytes(f"metrics/{part_name(rows)}", part_bytes(rows))
     scratch = root / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     for step in (steps // 2, steps):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from boto3.session import Session
 
-from orchestrator.objects import StorageError
-from orchestrator.s3 import S3Store
-from orchestrator.storage import RunStore, open_store
+from orchestrator.storage.interface import StorageError
+from orchestrator.storage.run_store import RunStore, open_store
+from orchestrator.storage.s3 import S3Store
 from tests.faults import FaultProxy, fault_proxy, make_bucket
-from tests.orchestrator.test_saving import KILLS, check_crashes, check_points, check_random_kills
-from workers.testing import RUN_CHECKS, STORE_CHECKS, Check, write_checkpoint
+from tests.orchestrator.training.test_saving import KILLS, check_crashes, check_points, check_random_kills
+from tests.store_contract import RUN_CHECKS, STORE_CHECKS, Check, write_checkpoint
 
 pytestmark = pytest.mark.s3
 BUCKET = "confab-tests"

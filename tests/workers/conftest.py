@@ -13,7 +13,7 @@ from ebm_core.data import Dataset, load
 from ebm_core.data.vision import torchvision
 from ebm_core.manifest import sha256_file
 from ebm_core.models import EnergyModel
-from workers.weights import Weights
+from workers.features.weights import Weights
 
 
 class Quadratic(EnergyModel):

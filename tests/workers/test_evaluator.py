@@ -11,7 +11,8 @@ from ebm_core.data import dequantize
 from ebm_core.errors import CheckpointError, ConfigError, DataError, EbmError
 from ebm_core.trainer import init_state
 from workers.evaluator import Evaluator
-from workers.metrics import METRICS, combine
+from workers.metrics.metric import combine
+from workers.metrics.registry import METRICS
 
 HERE = [name for name, metric in METRICS.items() if metric.extractor not in ("medium", "inception")]
 """Metrics that need no file of weights."""

@@ -1,0 +1,218 @@
+"""docs/commands.md, made from the commands themselves: `python -m docs.command_reference`.
+
+What a command does, its example and its options are what `ebm COMMAND --help` prints. Written here is only when to use
+it: one line in USE for each command, with further examples, each of which a test parses.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+HEAD = """\
+# Commands
+
+Made by `python -m docs.command_reference` from the commands themselves; a test compares them.
+`ebm COMMAND --help` prints what a command does, and its options, on a terminal.
+
+- **PRESET** is one of {presets}. **PATH=VALUE** is any setting of [the configuration](configuration.md).
+- **RUN** is a name below `--storage` (`./runs` unless given), a folder, or `s3://bucket/.../run`.
+- Results go to standard output; progress, notes and errors go to standard error.
+
+## Exit statuses
+
+| Status | Meaning |
+| --- | --- |
+| 0 | done; also when there was nothing left to do |
+| 1 | `ebm doctor` or `ebm verify` found something bad, a sweep lacks results, or a followed job was lost |
+| 2 | wrong input, or something that could not be reached: one line on standard error says what to do |
+| 3 | training diverged; what it had is stored |
+| 130, 143 | stopped by Ctrl-C or SIGTERM; a training has stored a checkpoint first |
+"""
+
+USE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "train": (
+        "The command for one run. It joins a Ray that is there and starts one if there is none. The same line again "
+        "goes on where it was stopped if `name=` was given, and has nothing to do if it was finished. At the end it "
+        "prints where the run, its samples and its page are.",
+        ("ebm train cifar10 name=here data.root=data cluster.num_workers=4 cluster.use_gpu=true",),
+    ),
+    "config": (
+        "To see what a preset and your changes come to before anything starts. An unknown path is refused with the "
+        "nearest known one.",
+        ("ebm config cifar10 sampler.num_steps=60", "ebm config digits --json"),
+    ),
+    "profile": ("Before a long run: where a step's time goes here, and how long the run would take.", ()),
+    "sample": (
+        "For a picture of what a stored model draws, at any of its checkpoints.",
+        ("ebm sample first --count 16 --steps 400",),
+    ),
+    "doctor": (
+        "First of all on a new machine, and on one where something is odd.",
+        ("ebm doctor --storage s3://runs",),
+    ),
+    "evaluate": (
+        "Scores a run that is stored, as often as you like; each score document names the checkpoint, the data and the "
+        "seed. Scores made beside training (`evaluation.every`) are the same code.",
+        (
+            "ebm evaluate first --metrics ood --ood svhn=data --protocol paper_code",
+            "ebm evaluate first --metrics chains --chain-steps 3000",
+        ),
+    ),
+    "compose": (
+        "Energies that were trained apart, sampled as one. The runs must be of one data set and one image size. A "
+        "condition is needed for each run that was trained with `data.condition`.",
+        (
+            "ebm compose left:left=1 top:top=1 --op and --weight 2 --weight 1",
+            "ebm compose written:3 written:8 --op or",
+        ),
+    ),
+    "sweep": (
+        "The paper's grids by name, or a preset with values to try. The same command after a stop runs only what is "
+        "missing. `--dry-run` says beforehand how many trials there are and how long they may take.",
+        ("ebm sweep digits optimizer.lr=1e-4,1e-3 --seeds 2 --name lr",),
+    ),
+    "report": (
+        "A page to look at or to send. See [the page of a run](report.md).",
+        (
+            "ebm report first second --out compared.html",
+            "ebm report first --live",
+            "ebm report first --tensorboard events",
+        ),
+    ),
+    "submit": (
+        "The same commands on a cluster, from a machine that is no part of it. See [operating it](operate.md).",
+        ("ebm submit sweep table2 --seeds 3 storage=s3://bucket/runs",),
+    ),
+    "jobs": ("What a cluster is doing and has done.", ("ebm jobs --json",)),
+    "logs": ("What a job says or said.", ("ebm logs first -f",)),
+    "stop": ("Ends a job without losing its last steps.", ("ebm stop first",)),
+    "resume": ("Goes on with a run without repeating its settings.", ()),
+    "clone": ("Begins anew with something changed, for instance after a divergence.", ()),
+    "verify": (
+        "After damage to a disk, before a run is archived, or in a nightly job.",
+        ("ebm verify first --set-aside",),
+    ),
+    "gc": ("After kills. What a committed checkpoint names is never touched.", ()),
+    "data download": (
+        "Gets the published files once, and checks their published sums.",
+        ("ebm data download cifar10 data.root=data",),
+    ),
+    "data check": (
+        "Before training on images of your own: how many are found, how many are held out, and in what shape the model "
+        "would see them.",
+        ("ebm data check digits data.name=image_folder data.root=pictures",),
+    ),
+    "data prepare": (
+        "Once per data set, for a cluster whose nodes share no folder, or for images that are slow to decode. See "
+        "[data on a cluster](operate.md#data-on-a-cluster).",
+        ("ebm data prepare digits data.name=image_folder data.root=pictures --to prepared",),
+    ),
+    "data inception": ("Once per machine, for FID and Inception score as published. Nothing is downloaded.", ()),
+    "data mobilenet": ("Once per machine, for the scores called `fid_medium`. Nothing is downloaded.", ()),
+    "runs": (
+        "What there is, in which state, with which scores.",
+        ("ebm runs --sort fid_judge", "ebm runs --sweep table2-digits --json"),
+    ),
+    "runs compare": ("Why two runs came out differently.", ()),
+    "metrics list": ("What each exported number means.", ()),
+    "metrics config": ("To have Prometheus find the exporter. See [watching](operate.md#watching).", ()),
+}
+
+
+def reference() -> str:
+    """The whole page, Markdown."""
+    from ebm_core.presets import PRESETS
+
+    head = HEAD.format(presets=", ".join(f"`{name}`" for name in PRESETS))
+    return "\n".join([head, *(section(name, command) for name, command in sorted(commands(), key=_place))])
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """(name, command) of everything that runs: `train`, `data check`, and a group that runs by itself, `runs`."""
+    from typer.main import get_command
+
+    from orchestrator.cli.app import app
+
+    yield from _below(get_command(app), "")
+
+
+def section(name: str, command: Any) -> str:
+    """One heading: what it does, when to use it, examples, arguments and options."""
+    does, own = described(command)
+    when, more = USE[name]
+    lines = [
+        f"## `ebm {name}`",
+        "",
+        *(line for part in (*does, when) for line in (part, "")),
+        "```sh",
+        *own,
+        *more,
+        "```",
+    ]
+    kinds = get_type_hints(command.callback)
+    rows = [row for parameter in command.params if (row := _row(parameter, kinds.get(parameter.name)))]
+    return "\n".join([*_without_empty_block(lines), "", *_table(rows), ""]).replace("\n\n\n", "\n\n")
+
+
+def described(command: Any) -> tuple[list[str], list[str]]:
+    """What the docstring says: its text, and the commands after `Example:`."""
+    text = inspect.cleandoc(command.help or "")
+    prose = [" ".join(part.split()) for part in text.split("\n\n") if not part.startswith("Example")]
+    return prose, re.findall(r"^(?:Examples?: )?(ebm .+)$", text, re.MULTILINE)
+
+
+def _place(item: tuple[str, Any]) -> int:
+    return list(USE).index(item[0])
+
+
+def _below(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        path = f"{prefix}{name}"
+        if not hasattr(command, "commands"):
+            yield path, command
+            continue
+        if command.invoke_without_command:
+            yield path, command
+        yield from _below(command, f"{path} ")
+
+
+def _without_empty_block(lines: list[str]) -> list[str]:
+    return lines[:-3] if lines[-2:] == ["```sh", "```"] else lines
+
+
+def _table(rows: list[tuple[str, str, str]]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["| Argument, option | Meaning | Default |", "| --- | --- | --- |"]
+    return [*lines, *("| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows)]
+
+
+def _escaped(cell: str) -> str:
+    """Text that Markdown leaves as it is; between backticks only the column's sign is special."""
+    parts = cell.split("`")
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts).replace("|", "\\|")
+
+
+def _row(parameter: Any, kind: Any) -> tuple[str, str, str] | None:
+    """(how it is written, what it means, its default); None for --help, which all have."""
+    if parameter.name == "help":
+        return None
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.metavar or parameter.name.upper()}`", parameter.help or "", ""
+    value = "" if kind is bool else f" {parameter.metavar or _noun(kind)}"
+    names = ", ".join(f"`{option}{value}`" for option in sorted(parameter.opts, key=len, reverse=True))
+    told = kind is not bool and isinstance(parameter.default, str | int | float)
+    return names, parameter.help or "", f"`{parameter.default}`" if told else ""  # else its meaning says
+
+
+def _noun(kind: Any) -> str:
+    """What stands for a value of this type: `int | None` and `list[int] | None` are as `int`."""
+    inner = {kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))}
+    return "N" if int in inner else "X" if float in inner else "FILE" if Path in inner else "TEXT"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

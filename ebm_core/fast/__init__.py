@@ -1,0 +1,1 @@
+"""How the same step runs fast: compilation, convolutions, recomputation, C++. The equations can be read without it."""

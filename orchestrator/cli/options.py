@@ -1,0 +1,48 @@
+"""Arguments and options that several commands share, and what a finished run shows."""
+
+from typing import Annotated, Any, Optional
+
+import typer
+
+from orchestrator.terminal.tables import open_console, print_table
+
+COMMANDS = ("train", "sweep", "evaluate", "resume", "clone")
+"""What can be submitted as a job."""
+
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads this form)
+    typer.Argument(
+        metavar="[PATH=VALUE]...", help="Settings such as train.num_steps=1000; `ebm config PRESET` lists all."
+    ),
+]
+Preset = Annotated[str, typer.Argument(metavar="PRESET", help="digits, mnist, fashion_mnist, cifar10, celeba_hq, ...")]
+Address = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Ray to join (HOST:PORT). Default: RAY_ADDRESS, else what `ray start` left here, else a local Ray."
+    ),
+]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
+]
+Storage = Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")]
+
+
+def show_result(result: Any) -> None:
+    """What a RunResult left behind: where, its grid, its page, its scores."""
+    from orchestrator.records.scores import score_rows
+
+    console = open_console()
+    if result.already_finished:
+        console.print(f"run {result.name} is finished: it has all {result.num_steps} steps", markup=False)
+    console.print(f"run   {result.uri}", markup=False, soft_wrap=True)
+    if result.grid:
+        console.print(f"grid  {result.uri}/{result.grid}", markup=False, soft_wrap=True)
+    if result.page:
+        console.print(f"page  {result.uri}/{result.page}", markup=False, soft_wrap=True)
+    if result.scores:
+        rows = (
+            (row[0], *("-" if value is None else f"{value:.4g}" for value in row[1:]))
+            for row in score_rows(result.scores)
+        )
+        print_table(f"scores at step {result.step}", ("score", "samples", "real, held out", "noise"), rows)

@@ -1,0 +1,1 @@
+"""Scoring stored checkpoints by actors."""

@@ -1,0 +1,1 @@
+"""A stored run or sweep as a page, a table, event files."""

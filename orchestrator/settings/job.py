@@ -1,0 +1,205 @@
+"""The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ebm_core.config import TrainConfig, from_tree, require
+from ebm_core.data.catalog import NUM_CLASSES
+from ebm_core.errors import ConfigError
+from ebm_core.presets import PRESETS
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """How often the whole training state is stored, and how much of the past is kept."""
+
+    every: int = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = 3
+    """Newest checkpoints that stay in storage; up to 8 older ones stay until they are scored (evaluation.every)."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
+        require(
+            self.keep >= 2, "checkpoint.keep", self.keep, "must be at least 2, so that a damaged one has a stand-in"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Scores and sample grids that are made beside training."""
+
+    every: int = 0
+    """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
+    chains of sampler.generate_steps, so without a GPU it is for small models."""
+    metrics: tuple[str, ...] = ("energy_gap", "fid_judge", "diversity", "nearest_train")
+    """Keys of `workers.metrics.registry.METRICS`, and the studies of `ebm evaluate` at their default sizes. Default for
+    a data set without class labels: fid_rotation in the place of fid_judge."""
+    num_images: int = 1000
+    """Generated images per score."""
+    num_reference: int = 50_000
+    """Largest number of training images behind scores in Inception features."""
+    grid_count: int = 64
+    """Images in the sample grid."""
+    num_actors: int = 1
+    """Processes that share the shards of a checkpoint, wherever in the cluster there is room."""
+    use_gpu: bool = False
+    """A GPU for each of them, beside those of training."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "evaluation.every", self.every, "must not be negative (0: never)")
+        require(2 <= self.num_images <= 10**7, "evaluation.num_images", self.num_images, "must lie in 2 to 10000000")
+        require(self.num_reference >= 2, "evaluation.num_reference", self.num_reference, "must be at least 2")
+        require(1 <= self.num_actors <= 4096, "evaluation.num_actors", self.num_actors, "must lie in 1 to 4096")
+        require(1 <= self.grid_count <= 4096, "evaluation.grid_count", self.grid_count, "must lie in 1 to 4096")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """What the job asks of Ray."""
+
+    num_workers: int = 1
+    """Processes that share each batch; must divide train.batch_size and buffer.num_shards."""
+    min_workers: int | None = None
+    """Fewest that the job goes on with while a node is missing: Ray takes any number from this one to num_workers, and
+    adds workers when there is room again; null: num_workers, and the job waits."""
+    use_gpu: bool = False
+    """GPUs (nccl); otherwise CPUs (gloo)."""
+    gpus_per_worker: float = 1.0
+    """Share of a GPU that each worker reserves with use_gpu; below 1, several jobs or trials of one worker have a card
+    together. Ray counts shares and limits nothing: the jobs' memory must fit beside each other."""
+    cpus_per_worker: int | None = None
+    """CPUs that each worker reserves; null: an equal share of the smallest node."""
+    max_failures: int = 3
+    """Restarts after a lost worker or an unexpected error before the job gives up."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.num_workers <= 4096, "cluster.num_workers", self.num_workers, "must lie in 1 to 4096")
+        if self.min_workers is not None:
+            allowed = f"must lie in 1 to cluster.num_workers = {self.num_workers}, or null"
+            require(1 <= self.min_workers <= self.num_workers, "cluster.min_workers", self.min_workers, allowed)
+        cpus = self.cpus_per_worker
+        require(cpus is None or cpus >= 1, "cluster.cpus_per_worker", cpus, "must be at least 1, or null for a share")
+        gpus = self.gpus_per_worker
+        require(0.01 <= gpus <= 1, "cluster.gpus_per_worker", gpus, "must lie in 0.01 to 1; a worker uses one card")
+        if gpus < 1:
+            alone = "needs cluster.num_workers=1, for the workers of one job cannot share a card (nccl)"
+            require(self.num_workers == 1, "cluster.gpus_per_worker", gpus, alone)
+            require(self.use_gpu, "cluster.gpus_per_worker", gpus, "needs cluster.use_gpu=true")
+        require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
+
+    @property
+    def least_workers(self) -> int:
+        """Fewest workers that the job runs on."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobConfig(TrainConfig):
+    """All settings of `ebm train`."""
+
+    name: str | None = None
+    """The run's folder in storage; null: the next free `<preset>-0001`. A name that exists is resumed."""
+    storage: str = "./runs"
+    """A folder or `s3://bucket/prefix`."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)  # zero-argument super() does not work in a dataclass with slots
+        if self.name is not None:
+            allowed = "must be 1 to 128 of the letters A-Z a-z 0-9 . _ - and not start with . or -"
+            require(_NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
+        require(
+            bool(self.storage) and "\0" not in self.storage, "storage", self.storage, "must be a folder or s3:// URI"
+        )
+        most, least = self.cluster.num_workers, self.cluster.least_workers
+        for path, whole in (("buffer.num_shards", self.buffer.num_shards), ("train.batch_size", self.train.batch_size)):
+            require(whole % most == 0, "cluster.num_workers", most, f"must divide {path} = {whole}")
+            uneven = [n for n in range(least, most) if whole % n]
+            remedy = (
+                f"the job may run on {least} to {most} workers, and {uneven} of them do not divide {path} = {whole}"
+            )
+            require(not uneven, "cluster.min_workers", least, remedy)
+        if self.train.on_divergence == "rollback":
+            kept = (self.checkpoint.keep - 1) * self.checkpoint.every
+            drift = self.train.gap_window + self.train.gap_patience
+            require(
+                kept >= drift,
+                "checkpoint.keep",
+                self.checkpoint.keep,
+                f"train.on_divergence=rollback needs (keep - 1) x checkpoint.every of at least {drift} steps, "
+                "train.gap_window + train.gap_patience, or no checkpoint from before a drift is left",
+            )
+        if self.engine.device == "cuda" and not self.cluster.use_gpu:
+            raise ConfigError("engine.device = 'cuda': needs cluster.use_gpu=true, so that Ray reserves the GPU")
+        _check_registered_names(self)
+
+
+def _check_registered_names(job: JobConfig) -> None:
+    """`data.name` and `evaluation.metrics` are keys of dictionaries that live with the code that they name."""
+    from ebm_core.data import DATASETS
+
+    if job.data.name not in DATASETS:
+        raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
+    if not job.evaluation.metrics:
+        return
+    from workers.metrics.registry import METRICS  # scikit-learn takes its time
+    from workers.studies import STUDY_NAMES
+
+    strange = [name for name in job.evaluation.metrics if name not in METRICS]
+    for name in strange:
+        if name not in STUDY_NAMES:
+            raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDY_NAMES))}")
+    count = job.evaluation.num_images
+    for name in set(job.evaluation.metrics) - set(strange):
+        least = METRICS[name].least
+        require(count >= least, "evaluation.num_images", count, f"must be at least {least} for {name}")
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown; known are {', '.join(names)}{hint}"
+
+
+def job_preset(name: str) -> JobConfig:
+    """The preset of that name with the job's defaults; ConfigError names the known ones."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r}: {_unknown(name, PRESETS)}")
+    train = PRESETS[name]()
+    values = {f.name: getattr(train, f.name) for f in dataclasses.fields(TrainConfig)}
+    metrics = _judged(EvaluationConfig().metrics, train.data.name)
+    if name == "digits":
+        evaluation = EvaluationConfig(every=500, metrics=(*metrics, "classifier"), num_images=500)
+        return JobConfig(**values, evaluation=evaluation)
+    return JobConfig(**values, evaluation=EvaluationConfig(metrics=metrics))
+
+
+def headline_metric(data: str) -> str:
+    """The score by which runs on a data set are compared where nothing else is asked for (docs/results/judges.md)."""
+    return "fid_judge" if NUM_CLASSES.get(data) else "fid_rotation"
+
+
+def _judged(metrics: Sequence[str], data: str) -> tuple[str, ...]:
+    """The metrics with the headline of this data set in the place of any other's."""
+    headlines = ("fid_judge", "fid_rotation")
+    return tuple(dict.fromkeys(headline_metric(data) if name in headlines else name for name in metrics))
+
+
+def core_config(job: JobConfig) -> TrainConfig:
+    """The part of a job that the core knows."""
+    return TrainConfig(**{name: getattr(job, name) for name in TrainConfig.__dataclass_fields__})
+
+
+def parse(tree: Mapping[str, Any]) -> JobConfig:
+    """The job that `to_tree` wrote, with every check again."""
+    return from_tree(JobConfig, tree)

@@ -1,0 +1,1 @@
+"""Many training jobs as one experiment: plan, choose, run, judge."""

@@ -1,0 +1,55 @@
+"""Numbers, lines and tables as a terminal shows them."""
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.records.rows import Row
+
+SHOWN: tuple[str, ...] = ("energy_gap", "loss", "flow", "cd", "opt", "entropy", "l2", "grad_norm")
+"""Columns of a line of progress, in order."""
+
+
+def line(row: "Row", num_steps: int) -> str:
+    """A row as one line of text: step of total, rate, energy gap and each loss term."""
+    shown = "  ".join(f"{name} {number(row.get(name))}" for name in SHOWN if name in row)
+    return f"step {int(row['step'])}/{num_steps}  {row['steps_per_s']:.1f} steps/s  {shown}"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; a dash for an absent value."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for a person: its first column is text, the others numbers; `note` explains the columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def open_console() -> Any:
+    """Where tables go: as wide as the terminal, 160 columns in a pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column is text, the others numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    open_console().print(table)

@@ -1,0 +1,1 @@
+"""One training job: begin or resume, drive, work, save, roll back."""
