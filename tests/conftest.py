@@ -53,6 +53,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
 
 
+def _start(folder: str, resources: dict[str, int]) -> None:
+    """Ray's own start gives up after 30 s, which a busy machine exceeds: three attempts."""
+    import ray
+
+    for attempt in range(3):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                object_store_memory=100 * 2**20,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
+                **resources,
+            )
+            return
+        except Exception as error:  # Ray raises this very class
+            ray.shutdown()
+            if attempt == 2 or "timed out" not in str(error):
+                raise
+
+
 @contextmanager
 def local_ray(**resources: int) -> Iterator[None]:
     """A Ray of these resources in this process, with a folder of its own, ended and removed with the context.
@@ -70,16 +93,7 @@ def local_ray(**resources: int) -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
         try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                object_store_memory=100 * 2**20,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=folder,
-                **resources,
-            )
+            _start(folder, resources)
             yield
         finally:
             ray.shutdown()
