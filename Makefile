@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep bench-control-plane sweep-kills docs clean
+.PHONY: demo sweep test test-all test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep bench-control-plane sweep-kills docs clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -28,11 +28,17 @@ demo: $(VENV)/installed
 sweep: $(VENV)/installed
 	$(BIN)/ebm sweep table2 --smoke
 
-# The whole suite. It fails if fewer tests pass than tests/floor.txt says. torch.compile wants a C++ compiler: installed
-# (Debian's package) where it is missing.
-test: $(VENV)/installed-dev
+# The suite: `test` without what is marked `full`, `test-all` with it, as CI runs it. Either fails if fewer tests pass
+# than tests/floor.txt says. torch.compile wants a C++ compiler: installed (Debian's package) where it is missing.
+APART := not s3 and not browser and not prometheus and not operate and not nodes and not kills
+test: MARKED := $(APART) and not full
+test: TAKES := about @TEST@ minutes on two fast cores, twice that on slow ones; `make test-all` runs the long tests too
+test-all: MARKED := $(APART)
+test-all: TAKES := about @ALL@ minutes on two fast cores, twice that on slow ones
+test test-all: $(VENV)/installed-dev
 	tests/install.sh g++ g++
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not s3 and not browser and not prometheus and not operate and not nodes and not kills" --floor $(TEST_ARGS)
+	@echo '$@: $(TAKES)'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(MARKED)" --floor $@ $(TEST_ARGS)
 
 # The storage contract against a real S3 server (Ceph RGW from Debian's packages), started and stopped here.
 test-s3: $(VENV)/installed-dev

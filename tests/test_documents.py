@@ -70,11 +70,13 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tutorial")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", range(len(TUTORIAL)))
 def test_a_block_of_the_tutorial_runs(lesson: Path, number: int):
     run(TUTORIAL[number], lesson)
 
 
+@pytest.mark.full
 def test_the_tutorial_leaves_what_it_promises(lesson: Path):
     assert len(PROMISED) >= 4
     for pattern in PROMISED:
@@ -94,7 +96,7 @@ class Instead:
 MINUTES, ELSEWHERE = "takes minutes", "needs a cluster, a bucket, GPUs and published files"
 README_LINES = {
     "make demo": Instead(f"make --dry-run -C {ROOT} demo | grep 'ebm train digits$'", MINUTES),
-    "make test": Instead(f"make --dry-run -C {ROOT} test | grep 'pytest .*--floor'", MINUTES),
+    "make test": Instead(f"make --dry-run -C {ROOT} test | grep 'pytest .*--floor test '", MINUTES),
     "ebm train digits name=first train.num_steps=500": Instead(
         "ebm train digits name=first train.num_steps=500 train.num_steps=20 evaluation.num_images=200 "
         "evaluation.metrics=fid_judge sampler.generate_steps=20",
@@ -139,6 +141,7 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("line", lines("README.md"))
 def test_a_line_of_readme_runs(readme: Path, line: str):
     instead = README_LINES.get(line)

@@ -37,6 +37,7 @@ nbformat.write(notebook, sys.argv[2])
 """In a process of its own, whose sockets and threads are no concern of the tests that run after it."""
 
 
+@pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.xdist_group("documents")
 def test_the_notebook_prints_again_what_it_keeps(tmp_path: Path):

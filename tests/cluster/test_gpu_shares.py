@@ -9,7 +9,7 @@ import ray
 from ray.train import RunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.cluster import connection, ray_internals
+from orchestrator.cluster import ray_internals
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.resources import places, worker_resources
 from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
@@ -35,17 +35,15 @@ GPU = ("cluster.use_gpu=true",)
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_with_a_gpu() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (connection.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
-            patch.setenv(name, value)
-        with local_ray(num_cpus=4, num_gpus=1):
-            yield
+    with local_ray(num_cpus=4, num_gpus=1):
+        yield
 
 
 def job(*settings: str) -> JobConfig:
     return override(job_preset("digits"), [*GPU, *settings])
 
 
+@pytest.mark.full
 def test_a_worker_of_half_a_gpu_gets_half_a_gpu_from_ray(tmp_path_factory: pytest.TempPathFactory):
     half = job("cluster.gpus_per_worker=0.5", "cluster.cpus_per_worker=1")
     resources = worker_resources(half)
@@ -61,6 +59,7 @@ def test_a_worker_of_half_a_gpu_gets_half_a_gpu_from_ray(tmp_path_factory: pytes
     assert trainer.fit().return_value == 0.5
 
 
+@pytest.mark.full
 def test_what_a_trial_starts_may_lie_outside_of_what_it_has_reserved(tmp_path: Path):
     # Tune gives a trial's process a placement group, and whatever that process starts would have to fit into it.
     from ray.util.placement_group import placement_group

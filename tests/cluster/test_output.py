@@ -28,6 +28,7 @@ print("heard" if came.wait(60) else "nothing came")
 """
 
 
+@pytest.mark.full
 def test_warnings_of_the_cluster_do_not_appear_on_our_output(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_USAGE_STATS_ENABLED": "0"}

@@ -83,6 +83,7 @@ def job() -> Iterator[tuple[dict[str, bytes], dict[str, bytes]]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(400)
 def test_no_planted_secret_is_in_storage_logs_or_what_ray_tells(job: tuple[dict[str, bytes], dict[str, bytes]]):
     stored, local = job
@@ -103,6 +104,7 @@ def test_no_planted_secret_is_in_storage_logs_or_what_ray_tells(job: tuple[dict[
     assert found == {}
 
 
+@pytest.mark.full
 def test_nothing_that_a_job_stores_is_a_pickle(job: tuple[dict[str, bytes], dict[str, bytes]]):
     stored, _ = job
     for key, data in stored.items():

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from orchestrator.sweeps.driver import _Driver, run_sweep
 from orchestrator.sweeps.plan import SweepRequest, make_plan
 from orchestrator.sweeps.room import find_room
 from orchestrator.terminal.sweep_progress import Quiet
-from tests.cluster.test_train_job import ROOT, TINY, Killer, files_of, plain_loop
+from tests.cluster.test_train_job import TINY, Killer, files_of, plain_loop
 
 pytestmark = [
     pytest.mark.cluster,
@@ -54,11 +54,8 @@ rows:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def environment(cluster: Any) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        yield
+def _shared(cluster: None) -> None:
+    """Every test of this file runs on the Ray that tests share."""
 
 
 class Seen(Quiet):
@@ -107,6 +104,7 @@ def test_three_trials_share_two_cpus_and_are_ordinary_runs(
     assert again.begun == []
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_second_command_is_turned_away_and_a_killed_first_one_costs_no_result(
     undisturbed: tuple[StoredSweep, SweepPlan, JobConfig, list[str]], tmp_path: Path
@@ -126,6 +124,7 @@ def test_a_second_command_is_turned_away_and_a_killed_first_one_costs_no_result(
     assert same_checkpoints(whole, base, tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_trial_whose_processes_are_killed_is_retried_from_its_checkpoint_and_ends_with_the_same_result(
     undisturbed: tuple[StoredSweep, SweepPlan, JobConfig, list[str]], tmp_path: Path
@@ -149,6 +148,7 @@ def test_a_trial_whose_processes_are_killed_is_retried_from_its_checkpoint_and_e
     assert same_checkpoints(whole, base, tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_what_asha_stops_is_stopped_in_record_table_catalogue_and_page_and_is_not_run_again(tmp_path: Path):
     # The smaller learning rate counts as better: of trials one after another, each larger one is stopped at the rung.

@@ -72,6 +72,7 @@ def homes() -> Iterator[tuple[Path, Path]]:
         yield ours, other
 
 
+@pytest.mark.full
 @pytest.mark.timeout(500)
 def test_the_ray_that_a_bare_command_starts_lets_nobody_join_without_its_token(homes: tuple[Path, Path]):
     ours, other = homes
@@ -110,6 +111,7 @@ def test_the_ray_that_a_bare_command_starts_lets_nobody_join_without_its_token(h
         assert stranger.stdout == ""
 
 
+@pytest.mark.full
 @pytest.mark.timeout(500)
 def test_a_job_submitted_without_the_token_is_refused_and_leaves_no_trace(
     folder: Path,  # noqa: F811

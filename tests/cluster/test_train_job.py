@@ -2,14 +2,12 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,26 +59,8 @@ TINY = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared_ray() -> Iterator[None]:
-    """One Ray for these tests, with a folder of its own, ended with them."""
-    folder = tempfile.mkdtemp(prefix="ebm", dir="/tmp")  # sockets have short names only
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (connection.QUIET_ENV | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}).items():
-            patch.setenv(name, value)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=100 * 2**20,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-        )
-        yield
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def _shared(cluster: None) -> None:
+    """Every test of this file trains, or asks, on the Ray that tests share."""
 
 
 @dataclass
@@ -169,6 +149,7 @@ def test_a_stopped_and_resumed_worker_writes_what_a_plain_loop_writes(tmp_path: 
     assert display.rows == []
 
 
+@pytest.mark.full
 def test_two_workers_resume_bit_identically(tmp_path: Path):
     train(tmp_path / "once", "cluster.num_workers=2")
     train(tmp_path / "twice", "cluster.num_workers=2", "train.num_steps=3")
@@ -197,6 +178,7 @@ def test_a_killed_worker_costs_a_restart_and_no_number(tmp_path: Path):
     assert [row["step"] for row in numbers_of(stored(tmp_path))] == [1, *range(2, 31, 2)]
 
 
+@pytest.mark.full
 def test_a_hung_worker_is_found_and_replaced_and_costs_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "3")
     with Killer(
@@ -224,6 +206,7 @@ def test_divergence_ends_the_run_saves_what_it_had_and_is_not_retried(tmp_path: 
     assert runs.summaries(RunStore(str(tmp_path)))[0].state == "diverged"
 
 
+@pytest.mark.full
 def test_two_workers_roll_back_together_to_before_the_drift_and_go_on_slower(tmp_path: Path):
     # At this learning rate the energies pass 0.5 at step 6; at a millionth they stay where step 4 left them.
     wild = ["optimizer.lr=0.01", "train.energy_limit=0.5", "train.on_divergence=rollback", "train.gap_window=2"]
@@ -315,6 +298,7 @@ def evaluations_by(scorer: Scorer, run: Run) -> dict[str, bytes]:
     return {key: run.read_bytes(key) for key in keys}
 
 
+@pytest.mark.full
 def test_a_scorer_killed_in_the_middle_is_replaced_and_its_retry_overwrites(tmp_path: Path):
     metrics = ["energy_gap", "fid_small", "ood"]
     settings = [f"evaluation.metrics={','.join(metrics)}", "evaluation.num_images=1200", "evaluation.every=3"]
@@ -344,6 +328,7 @@ def test_a_finished_run_without_scores_is_scored_when_it_is_run_again(tmp_path: 
     assert train(tmp_path, *again)[0].already_finished
 
 
+@pytest.mark.full
 def test_a_terminated_job_stores_a_checkpoint_and_says_how_to_go_on(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     settings = [*TINY, f"storage={tmp_path}", "name=run", "train.num_steps=100000", "checkpoint.every=90000"]

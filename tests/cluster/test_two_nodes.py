@@ -139,6 +139,7 @@ def train_on_both(folder: Path, environment: dict[str, str]) -> None:
     assert [int(shard["num_seen"]) for shard in shards] == [2] * 8  # one sample a shard and step: all workers sampled
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_head_and_worker_of_the_compose_file_are_one_cluster_for_who_has_the_token(folder: Path):
     (folder / "token").write_text("0123456789abcdef" * 4)

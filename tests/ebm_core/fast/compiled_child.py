@@ -36,6 +36,19 @@ def main(folder: Path, winograd: bool) -> None:
     print(json.dumps({"errors": errors, "kept": kept, "whole": fingerprint(state), "resumed": fingerprint(resumed)}))
 
 
+def compile_in_small() -> None:
+    """Write C++ for the chains' slope alone.
+
+    The other passes are traced and differentiated as ever, and run by PyTorch's own operators: their C++ takes minutes.
+    """
+    whole = torch.compile
+
+    def compile_some(function, **options):
+        return whole(function, **options, backend="inductor" if function.__name__ == "_frozen_slope" else "aot_eager")
+
+    torch.compile = compile_some
+
+
 def norms() -> None:
     """Gradient norms of every term in the second step, compiled and plain; the first goes back only once."""
     model = ModelConfig(kind="mnist", widths=(32, 32), norm="layer", attention=False, multiscale=False)
@@ -104,4 +117,6 @@ if __name__ == "__main__":
     if sys.argv[2] == "norms":
         norms()
     else:
-        main(Path(sys.argv[1]), sys.argv[2] == "winograd")
+        if sys.argv[2] == "small":
+            compile_in_small()
+        main(Path(sys.argv[1]), sys.argv[2] in ("winograd", "small"))

@@ -131,11 +131,17 @@ def test_a_bfloat16_run_resumes_to_the_same_bits(tmp_path) -> None:
 
 def compiled_child(folder: Path, what: str):
     child = [sys.executable, "-m", "tests.ebm_core.fast.compiled_child", str(folder), what]
-    done = subprocess.run(child, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(child, capture_output=True, text=True, timeout=CHILD_S)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+CHILD_S = 1200
+"""Forty to fifty kernels go through the C++ compiler: 80 s of a fast core, three minutes of a slow one."""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(CHILD_S + 60)
 def test_compiled_norms_of_every_term_are_the_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what other tests have compiled would hide a fault
     ours, plain = compiled_child(tmp_path, "norms")
@@ -143,16 +149,28 @@ def test_compiled_norms_of_every_term_are_the_plain_ones(tmp_path: Path, monkeyp
     assert ours == pytest.approx(plain, rel=1e-4)
 
 
-@pytest.mark.parametrize("convolutions", ["direct", "winograd"])
-def test_compiled_passes_agree_resume_and_never_compile_again(convolutions: str, tmp_path) -> None:
-    """In a process of its own: what verifies shapes in the tests is not made to be compiled."""
-    found = compiled_child(tmp_path, convolutions)
+def agree_and_resume(found: dict) -> None:
     assert set(found["errors"]) == {"slope", "end", "cd", "opt", "entropy", "l2"}
     assert max(found["errors"].values()) < 1e-4
     assert found["errors"]["slope"] < 1e-5
     assert found["resumed"] == found["whole"]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(CHILD_S + 60)
+@pytest.mark.parametrize("convolutions", ["direct", "winograd"])
+def test_compiled_passes_agree_resume_and_never_compile_again(convolutions: str, tmp_path) -> None:
+    """In a process of its own: what verifies shapes in the tests is not made to be compiled."""
+    found = compiled_child(tmp_path, convolutions)
+    agree_and_resume(found)
     compiled, plain = found["kept"]
     assert compiled < plain  # where normalisation and swish keep their inputs alone
+
+
+@pytest.mark.timeout(CHILD_S + 60)
+def test_traced_passes_agree_resume_and_are_traced_once_and_the_chains_slope_is_compiled(tmp_path: Path) -> None:
+    """The test above in small: C++ for one pass of three, by Winograd where that serves and directly elsewhere."""
+    agree_and_resume(compiled_child(tmp_path, "small"))
 
 
 def test_backprop_through_all_steps_keeps_its_own_gradient_when_compiled() -> None:

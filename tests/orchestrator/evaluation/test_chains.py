@@ -135,6 +135,7 @@ def test_the_table_says_how_long_chains_remember(run: Run):
     assert float(rows["no_transitions"][4].removeprefix("at least ")) > 1
 
 
+@pytest.mark.full
 @pytest.mark.cluster
 def test_a_driver_killed_in_the_middle_is_continued_by_the_next(cluster, tmp_path: Path):
     run = store_run(tmp_path / "runs", "sampler.noise_std=0.01")
