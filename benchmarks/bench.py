@@ -348,7 +348,7 @@ def _job(storage: str, workers: int, threads: int, batch: int) -> Contestant:
         ends = sorted((row["step"], row["time"], row["steps_per_s"]) for row in rows)[1:]  # the first is of one step
         return [Window(end - DIGITS.log_every / rate, end) for _, end, rate in ends]
 
-    return Contestant([sys.executable, "-m", "orchestrator.cli", "train", "digits", *settings], "step 1/", read)
+    return Contestant([sys.executable, "-m", "orchestrator.cli", "train", "digits_paper", *settings], "step 1/", read)
 
 
 def cost_curves(rounds: int) -> Iterator[Row]:

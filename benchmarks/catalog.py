@@ -29,7 +29,7 @@ THREADS = 16
 
 def generate(store: RunStore, count: int) -> None:
     """Finished digits runs of different seeds, each with one part of metrics and one score."""
-    base = job_preset("digits")
+    base = job_preset("digits_paper")
 
     def one(index: int) -> None:
         name = f"run-{index:05d}"

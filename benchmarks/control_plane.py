@@ -308,7 +308,7 @@ def simulate(plan: Plan, storage: str) -> dict[str, Any]:
         f"name=simulated-{plan.ranks}",
         f"storage={storage}",
     ]
-    job = override(job_preset("digits"), settings)
+    job = override(job_preset("digits_paper"), settings)
     store = RunStore(storage)
     runs.create(store, job, {})
     display, launched = Lag(), time.time()

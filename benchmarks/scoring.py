@@ -114,7 +114,7 @@ def job_seconds(folder: str, name: str, *settings: str) -> float:
         "cluster.cpus_per_worker=1",
         "evaluation.metrics=energy_gap,fid_small",
     ]
-    words = ["train", "digits", f"storage={folder}", f"name={name}", *common, *settings]
+    words = ["train", "digits_paper", f"storage={folder}", f"name={name}", *common, *settings]
     subprocess.run([sys.executable, "-m", "orchestrator.cli", *words], check=True, stdout=subprocess.DEVNULL)
     rows = runs.read_metrics(RunStore(folder).run(name)).to_pylist()
     return float(np.median([1 / row["steps_per_s"] for row in rows[3:]]))
@@ -122,7 +122,7 @@ def job_seconds(folder: str, name: str, *settings: str) -> float:
 
 def stored_run(folder: str, *settings: str) -> JobConfig:
     """A run with a checkpoint of an untrained digits energy at step 1, whose samples cost what a trained one's do."""
-    job = override(job_preset("digits"), [f"storage={folder}", "name=bench", *settings])
+    job = override(job_preset("digits_paper"), [f"storage={folder}", "name=bench", *settings])
     cfg, run = core_config(job), RunStore(folder).run("bench")
     runs.create(run.store, job, {})
     state = init_state(cfg)
@@ -138,7 +138,7 @@ def stored_run(folder: str, *settings: str) -> JobConfig:
 
 def memory_child(count: str) -> dict[str, float]:
     """Score `count` images of one-step chains with an untrained energy."""
-    cfg = core_config(override(job_preset("digits"), ["sampler.generate_steps=1"]))
+    cfg = core_config(override(job_preset("digits_paper"), ["sampler.generate_steps=1"]))
     evaluator = Evaluator(init_state(cfg).ema, cfg, load(cfg.data, "train"), load(cfg.data, "test"), "none")
     evaluator.score(("fid_small", "energy_gap", "kid_small"), int(count))
     status = Path("/proc/self/status").read_text()  # getrusage's figure starts at the parent's

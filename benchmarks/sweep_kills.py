@@ -28,7 +28,7 @@ from orchestrator.records.sweeps import SweepRecord, without_cost
 from orchestrator.storage.run_store import RunStore
 
 SWEEP = """
-preset: digits
+preset: digits_paper
 name: kills
 metric: energy_gap
 mode: min

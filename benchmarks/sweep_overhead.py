@@ -53,7 +53,7 @@ TARGET = 1.10
 def planned(folder: Path, trials: int, steps: int) -> tuple[SweepPlan, JobConfig]:
     """A sweep of one row and so many seeds."""
     file = folder / "overhead.yaml"
-    file.write_text("preset: digits\nname: overhead\nmetric: fid_small\nrows:\n- {key: row}\n")
+    file.write_text("preset: digits_paper\nname: overhead\nmetric: fid_small\nrows:\n- {key: row}\n")
     settings = (*SETTINGS, f"train.num_steps={steps}", f"storage={folder}/runs", f"data.root={folder}")
     return make_plan(str(file), SweepRequest(settings=settings, seeds=trials))
 

@@ -173,11 +173,10 @@ class EnergyModel(nn.Module):
             self.scales = nn.ModuleList([DenseEnergy(cfg, math.prod(image_shape), code_size)])
             return
         layouts = [scale_layout(cfg, scale) for scale in range(3 if cfg.multiscale else 1)]
-        sizes = [image_shape]
-        for _ in layouts[1:]:
-            sizes.append((image_shape[0], *(-(-n // 2) for n in sizes[-1][1:])))
-        self.scales = nn.ModuleList(
-            ImageEnergy(cfg, layout, size, code_size) for layout, size in zip(layouts, sizes, strict=True)
+        channels, height, width = image_shape
+        self.scales = nn.ModuleList(  # a scale sees ceil(n / 2^scale) pixels of n
+            ImageEnergy(cfg, layout, (channels, -(-height // 2**scale), -(-width // 2**scale)), code_size)
+            for scale, layout in enumerate(layouts)
         )
 
     def parts(self, x: Tensor, condition: Tensor | None = None) -> Float[Tensor, "b scales"]:

@@ -43,7 +43,7 @@ class Job:
         own["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
         own["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "10"
         (self.folder / "t").mkdir(parents=True, exist_ok=True)
-        words = ["train", "digits", *self.settings, f"storage={self.uri}", "name=run"]
+        words = ["train", "digits_paper", *self.settings, f"storage={self.uri}", "name=run"]
         with self.log.open("ab") as log:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.cli", *words],

@@ -136,7 +136,7 @@ def main() -> int:
     asked = parser.parse_args()
     rng, counts = random.Random(asked.seed), Counter()
     root = Path(tempfile.mkdtemp(prefix="soak", dir="/tmp"))
-    job = override(job_preset("digits"), SETTINGS)
+    job = override(job_preset("digits_paper"), SETTINGS)
     torch.set_num_threads(1)
     step_s = profile_step(core_config(job), 20).step_seconds
     steps = max(600, int(0.6 * asked.minutes * 60 / step_s / 100) * 100)

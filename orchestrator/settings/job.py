@@ -178,8 +178,9 @@ def job_preset(name: str) -> JobConfig:
     train = PRESETS[name]()
     values = {f.name: getattr(train, f.name) for f in dataclasses.fields(TrainConfig)}
     metrics = _judged(EvaluationConfig().metrics, train.data.name)
-    if name == "digits":
-        evaluation = EvaluationConfig(every=500, metrics=(*metrics, "classifier"), num_images=500)
+    if name in ("digits", "digits_paper"):
+        every = 2000 if name == "digits" else 500
+        evaluation = EvaluationConfig(every=every, metrics=(*metrics, "classifier"), num_images=500)
         return JobConfig(**values, evaluation=evaluation)
     return JobConfig(**values, evaluation=EvaluationConfig(metrics=metrics))
 

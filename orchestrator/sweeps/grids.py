@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebm_core.errors import ConfigError
+from ebm_core.presets import PRESETS
 from orchestrator.records.sweeps import Row
-from orchestrator.settings.job import JobConfig
+from orchestrator.settings.job import JobConfig, job_preset
 from orchestrator.settings.overrides import override
 
 
@@ -44,7 +45,7 @@ SMOKE = (
 """What `smoke` puts on top of a preset: seconds of training, which show that the grid runs and nothing more."""
 
 BASES: dict[str, tuple[str, ...]] = {
-    "digits": (  # 8 x 8: what augmentation leaves of a digit must still be that digit
+    "digits_paper": (  # 8 x 8: what augmentation leaves of a digit must still be that digit
         "augment.color_prob=0",
         "augment.grayscale_prob=0",
         "augment.flip_prob=0",
@@ -56,9 +57,10 @@ BASES: dict[str, tuple[str, ...]] = {
 """Settings of a preset in every row of every grid, where a grid may switch on what the preset has off."""
 
 
-def grid_base(grid: Grid, preset: str, job: JobConfig) -> JobConfig:
-    """The preset's job with what all rows share."""
-    settings = list(BASES.get(preset, ()))
+def grid_base(grid: Grid, preset: str) -> JobConfig:
+    """The preset's job with what all rows share. A grid takes the paper apart: `NAME_paper`, where there is one."""
+    preset = f"{preset}_paper" if f"{preset}_paper" in PRESETS else preset
+    job, settings = job_preset(preset), list(BASES.get(preset, ()))
     widths = job.model.widths
     if grid.four_widths and len(widths) < 4:
         widths = (*widths, *(widths[-1:] * (4 - len(widths))))

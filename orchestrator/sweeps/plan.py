@@ -97,7 +97,7 @@ def concurrent_trials(what: str, request: SweepRequest) -> int | None:
 def _grid_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
     grid = find_grid(what)
     preset = request.preset or ("digits" if request.smoke else "cifar10")
-    job = grid_base(grid, preset, job_preset(preset))
+    job = grid_base(grid, preset)
     settings = _without_ranges(request, f"grid {what}")
     base = prepare(override(job, [*(SMOKE if request.smoke else ()), *settings]), request)
     name = request.name or f"{what}-{preset}{'-smoke' if request.smoke else ''}"

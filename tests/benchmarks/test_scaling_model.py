@@ -155,7 +155,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[worker.Loop,
     monkeypatch.setattr(worker.ray, "get", lambda value: value)
     settings = ["model.widths=4,8,8", "buffer.capacity=40", "train.batch_size=8", "checkpoint.keep=2", "name=run"]
     settings += ["evaluation.every=0"]  # else one listing more, of what waits for scores
-    job = override(job_preset("digits"), settings)
+    job = override(job_preset("digits_paper"), settings)
     cfg, objects = core_config(job), Requests(tmp_path)
     state, run = init_state(cfg), RunStore(objects).run("run")
     rng = torch.Generator().manual_seed(0)
@@ -220,7 +220,7 @@ def test_the_measured_exchanges_are_of_the_presets_sizes_and_the_ring_reproduces
 
 def test_two_workers_of_the_digits_job_are_predicted_within_a_fifth():
     # Measured (docs/results/performance.md): 1.808 and 1.672. 0.21 s a step of one thread: docs/results/scoring.md.
-    digits = model.counted(PRESETS["digits"]())
+    digits = model.counted(PRESETS["digits_paper"]())
     core = model.Device("one core", 64 * digits.flops / 0.21, 0.0)
     predicted = 2 * model.efficiency(digits, 64, 2, core, model.here(), model.broadcast_seconds())
     assert 1.95 < predicted < 2

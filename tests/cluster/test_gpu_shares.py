@@ -40,7 +40,7 @@ def ray_with_a_gpu() -> Iterator[None]:
 
 
 def job(*settings: str) -> JobConfig:
-    return override(job_preset("digits"), [*GPU, *settings])
+    return override(job_preset("digits_paper"), [*GPU, *settings])
 
 
 @pytest.mark.full
@@ -81,7 +81,7 @@ def test_what_a_trial_starts_may_lie_outside_of_what_it_has_reserved(tmp_path: P
 
 def test_a_job_on_gpus_asks_for_a_whole_one_and_a_job_on_cpus_for_none():
     assert worker_resources(job("cluster.cpus_per_worker=2")) == {"CPU": 2, "GPU": 1}
-    assert worker_resources(override(job_preset("digits"), ["cluster.cpus_per_worker=2"])) == {"CPU": 2}
+    assert worker_resources(override(job_preset("digits_paper"), ["cluster.cpus_per_worker=2"])) == {"CPU": 2}
 
 
 def test_more_whole_gpus_than_there_are_is_refused():
@@ -92,7 +92,7 @@ def test_more_whole_gpus_than_there_are_is_refused():
 @pytest.mark.parametrize(("share", "concurrent", "cpus"), [("1", 1, 4), ("0.5", 2, 2), ("0.25", 4, 1), ("0.3", 3, 1)])
 def test_so_many_trials_share_the_card_and_all_cpus(share: str, concurrent: int, cpus: int):
     settings = (*GPU, f"cluster.gpus_per_worker={share}")
-    plan, base = make_plan("table2", SweepRequest(preset="digits", settings=settings))
+    plan, base = make_plan("table2", SweepRequest(preset="digits_paper", settings=settings))
     room = find_room(plan, base, None)
     assert (room.concurrent, room.cpus_per_worker, room.gpus) == (concurrent, cpus, float(share))
 

@@ -42,7 +42,7 @@ SETTINGS = [
     "data.root=/nowhere",  # digits need no files, and a relative folder would differ between the drivers
 ]
 YAML = """
-preset: digits
+preset: digits_paper
 name: tiny
 metric: energy_gap
 mode: min
@@ -156,7 +156,7 @@ def test_what_asha_stops_is_stopped_in_record_table_catalogue_and_page_and_is_no
     steps = ("train.num_steps=18", "checkpoint.every=6", "checkpoint.keep=3")
     settings = (*SETTINGS, *steps, "optimizer.lr=choice(0.001,0.002)", f"storage={tmp_path}")
     asked = SweepRequest(settings=settings, metric="lr", mode="min", scheduler="asha", trials=3, seed=0, name="asha")
-    plan, base = make_plan("digits", asked)
+    plan, base = make_plan("digits_paper", asked)
     seen = Seen()
     stored, number = run_sweep(plan, base, max_concurrent=1, display=seen)
     assert number is None
@@ -233,12 +233,12 @@ def kill_driver_when_first_checkpoint_is_there(folder: Path, before: Callable[[i
 def test_trials_that_can_never_fit_are_refused_before_anything_is_stored(tmp_path: Path):
     for settings in (("cluster.num_workers=8",), ("cluster.cpus_per_worker=3",), ("cluster.use_gpu=true",)):
         plan, base = make_plan(
-            "table2", SweepRequest(preset="digits", settings=(*settings, f"storage={tmp_path}/runs"))
+            "table2", SweepRequest(preset="digits_paper", settings=(*settings, f"storage={tmp_path}/runs"))
         )
         with pytest.raises(connection.ClusterError, match="each needs"):
             run_sweep(plan, base)
     space = ("cluster.num_workers=choice(1,8)", f"storage={tmp_path}/runs")
-    plan, base = make_plan("digits", SweepRequest(settings=space))
+    plan, base = make_plan("digits_paper", SweepRequest(settings=space))
     with pytest.raises(connection.ClusterError, match=r"cluster\.num_workers = 8"):
         run_sweep(plan, base)
     assert not list(tmp_path.rglob("*.json"))
@@ -257,7 +257,7 @@ def test_trials_that_can_never_fit_are_refused_before_anything_is_stored(tmp_pat
 def test_concurrent_trials_fill_the_cpus_and_no_more(
     settings: tuple[str, ...], asked: int | None, expected: tuple[int, int]
 ):
-    plan, base = make_plan("table2", SweepRequest(preset="digits", settings=settings))
+    plan, base = make_plan("table2", SweepRequest(preset="digits_paper", settings=settings))
     room = find_room(plan, base, asked)
     assert (room.concurrent, room.cpus_per_worker) == expected
 
@@ -273,7 +273,7 @@ def test_a_run_of_somebody_else_is_not_taken_for_a_trial(tmp_path: Path):
 
 def test_what_the_scheduler_stops_is_recorded_as_stopped_at_its_last_score(tmp_path: Path):
     asked = SweepRequest(settings=(*SETTINGS, "train.num_steps=18", "sampler.step_size=uniform(1,2)"), scheduler="asha")
-    plan, base = make_plan("digits", asked)
+    plan, base = make_plan("digits_paper", asked)
     record = SweepRecord(RunStore(str(tmp_path)), plan.name)
     record.create_plan(plan)
     planned = PlannedTrial(trial="0000", run="digits-search-0000", index=0, settings=("sampler.step_size=1.5",))

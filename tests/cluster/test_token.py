@@ -146,7 +146,7 @@ def test_a_job_submitted_without_the_token_is_refused_and_leaves_no_trace(
         assert ask("f" * 64).status_code == 403
         for method, path in (("GET", "/api/jobs/"), ("GET", "/api/cluster_status"), ("GET", "/api/actors")):
             assert ask(None, method, path).status_code == 401, path
-        words = ["submit", "train", "digits", f"storage={folder}", "name=refused", "--address", url]
+        words = ["submit", "train", "digits_paper", f"storage={folder}", "name=refused", "--address", url]
         refused = subprocess.run(
             [sys.executable, "-m", "orchestrator.cli", *words],
             env=environment(other),

@@ -80,7 +80,7 @@ class Notes:
 
 
 def tiny_job(folder: Path, *settings: str) -> JobConfig:
-    return resolved(override(job_preset("digits"), [*TINY, f"storage={folder}", "name=run", *settings]))
+    return resolved(override(job_preset("digits_paper"), [*TINY, f"storage={folder}", "name=run", *settings]))
 
 
 def train(folder: Path, *settings: str) -> tuple[RunResult, Notes]:
@@ -236,7 +236,7 @@ def test_an_error_in_a_worker_is_one_line_and_status_two(
     damaged[-1] ^= 1
     model.write_bytes(damaged)
 
-    monkeypatch.setattr(sys, "argv", ["ebm", "train", "digits", *TINY, f"storage={tmp_path}", "name=run"])
+    monkeypatch.setattr(sys, "argv", ["ebm", "train", "digits_paper", *TINY, f"storage={tmp_path}", "name=run"])
     with pytest.raises(SystemExit) as end:
         app.main()
     assert end.value.code == 2
@@ -333,7 +333,7 @@ def test_a_terminated_job_stores_a_checkpoint_and_says_how_to_go_on(tmp_path: Pa
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     settings = [*TINY, f"storage={tmp_path}", "name=run", "train.num_steps=100000", "checkpoint.every=90000"]
     job = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", "train", "digits", *settings],
+        [sys.executable, "-m", "orchestrator.cli", "train", "digits_paper", *settings],
         cwd=tmp_path,
         env=environment,
         stderr=subprocess.PIPE,
@@ -350,7 +350,7 @@ def test_a_terminated_job_stores_a_checkpoint_and_says_how_to_go_on(tmp_path: Pa
     assert job.returncode == 128 + signal.SIGTERM, "".join(said) + rest
     (step,) = stored(tmp_path).checkpoints()
     assert f"stopped at step {step} of 100000" in rest
-    assert "ebm train digits name=run" in rest
+    assert "ebm train digits_paper name=run" in rest
     assert "Traceback" not in rest
 
 

@@ -128,7 +128,15 @@ TINY = [
 
 def train_on_both(folder: Path, environment: dict[str, str]) -> None:
     """The command of one machine, with four workers of one CPU each on two nodes of two."""
-    words = [str(BIN / "ebm"), "train", "digits", *TINY, "cluster.num_workers=4", f"storage={folder}/runs", "name=four"]
+    words = [
+        str(BIN / "ebm"),
+        "train",
+        "digits_paper",
+        *TINY,
+        "cluster.num_workers=4",
+        f"storage={folder}/runs",
+        "name=four",
+    ]
     quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     done = subprocess.run(words, env=environment | quick, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr + done.stdout

@@ -61,7 +61,7 @@ def test_figure_11b_has_the_published_codes_parameter_counts(base: int, total: i
 
 
 def test_the_digits_net_has_five_convolutions_and_0_21_million_parameters():
-    cfg = PRESETS["digits"]()
+    cfg = PRESETS["digits_paper"]()
     model = build_energy(cfg.model, cfg.image_shape)
     assert sum(isinstance(layer, Conv) for layer in model.modules()) == 5
     assert count(model) == 210_657

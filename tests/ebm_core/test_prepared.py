@@ -21,7 +21,7 @@ from ebm_core.errors import ConfigError, DataError
 from orchestrator.training.prepare_data import prepare
 from tests.faults import make_bucket, moto_server
 
-DIGITS = ebm.presets.digits().data
+DIGITS = ebm.presets.digits_paper().data
 BATCHES = importlib.import_module("ebm_core.data.batches")  # a function hides the module of its name
 
 

@@ -61,7 +61,7 @@ class Job:
         self._log = lab.folder / f"{name}.txt"
         store = lab.folder / "runs"
         sizes = [f"train.num_steps={STEPS}", f"checkpoint.every={EVERY}"]
-        words = ["ebm", "train", "digits", *TINY, *sizes, f"storage={store}", f"name={name}", *settings]
+        words = ["ebm", "train", "digits_paper", *TINY, *sizes, f"storage={store}", f"name={name}", *settings]
         self.run: Run = RunStore(str(store)).run(name)
         self._process = lab.popen(words, self._log)
 

@@ -57,7 +57,7 @@ def query(expression: str) -> list[dict[str, Any]]:
 def job() -> str:
     """A submitted run, `endless`, that trains; its job's id."""
     settings = [*ENDLESS, f"storage={STORAGE}", "name=endless"]
-    return json.loads(ebm("submit", "train", "digits", *settings, "--json"))["job"]
+    return json.loads(ebm("submit", "train", "digits_paper", *settings, "--json"))["job"]
 
 
 def test_a_submitted_job_is_in_our_list_and_in_that_of_ray(job: str):

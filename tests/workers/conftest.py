@@ -33,7 +33,7 @@ class Quadratic(EnergyModel):
 
 def settings(**sections: dict[str, object]) -> TrainConfig:
     """The digits preset with short chains, `sections` changed."""
-    tree = to_tree(presets.digits())
+    tree = to_tree(presets.digits_paper())
     tree["sampler"] |= {"generate_steps": 3, "step_size": 0.5, "noise_std": 0.0}
     for name, values in sections.items():
         tree[name] |= values
@@ -53,7 +53,7 @@ def make_settings() -> Callable[..., TrainConfig]:
 @pytest.fixture(scope="session")
 def digits() -> tuple[Dataset, Dataset]:
     """Real digits: 1,500 to train on and 297 held out."""
-    cfg: DataConfig = presets.digits().data
+    cfg: DataConfig = presets.digits_paper().data
     return load(cfg, "train"), load(cfg, "test")
 
 

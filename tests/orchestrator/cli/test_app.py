@@ -49,18 +49,18 @@ def test_help_names_every_command_in_under_a_second(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "digits", "sampler.num_stesp=3"], "did you mean sampler.num_steps?"),
+        (["train", "digits_paper", "sampler.num_stesp=3"], "did you mean sampler.num_steps?"),
         (["train", "digitz"], "did you mean digits?"),
         (["train", "cifar10", "data.root=nowhere"], "ebm data download cifar10 data.root="),
-        (["train", "digits", "storage=file.txt"], "file.txt"),
-        (["train", "digits", "storage=ftp://x"], "ftp"),
-        (["train", "digits", "--address", "127.0.0.1:1"], "no Ray answers at 127.0.0.1:1"),
+        (["train", "digits_paper", "storage=file.txt"], "file.txt"),
+        (["train", "digits_paper", "storage=ftp://x"], "ftp"),
+        (["train", "digits_paper", "--address", "127.0.0.1:1"], "no Ray answers at 127.0.0.1:1"),
         (["sample", "nothing"], "run 'nothing' is not in"),
         (["sample", "nothing", "--count", "0"], "--count"),
         (["sample", "x/nothing", "--out", "no/such/folder.png"], "does not exist"),
-        (["config", "digits", "seed"], "PATH=VALUE"),
+        (["config", "digits_paper", "seed"], "PATH=VALUE"),
         (["train"], "PRESET"),
-        (["train", "digits", "--no-such-option"], "--no-such-option"),
+        (["train", "digits_paper", "--no-such-option"], "--no-such-option"),
         (["nonsense"], "nonsense"),
         (["data", "check", "nothing"], "'nothing'"),
         (["data", "download", "nothing"], "'nothing'"),
@@ -80,15 +80,15 @@ def test_a_wrong_word_is_one_line_and_status_two_and_leaves_nothing_behind(
 
 
 def test_a_process_of_its_own_shows_no_traceback(tmp_path: Path):
-    answer = ebm("train", "digits", "train.batch_size=many", cwd=tmp_path)
+    answer = ebm("train", "digits_paper", "train.batch_size=many", cwd=tmp_path)
     assert answer.returncode == 2
     assert answer.stdout == ""
     assert answer.stderr == "ebm: train.batch_size = 'many': must be a whole number\n"
 
 
 def test_config_as_json_is_the_job_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    assert run_main(monkeypatch, "config", "digits", "seed=3", "--json") == 0
-    assert parse(json.loads(capsys.readouterr().out)) == override(job_preset("digits"), ["seed=3"])
+    assert run_main(monkeypatch, "config", "digits_paper", "seed=3", "--json") == 0
+    assert parse(json.loads(capsys.readouterr().out)) == override(job_preset("digits_paper"), ["seed=3"])
 
 
 def test_config_prints_each_section(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -97,7 +97,9 @@ def test_config_prints_each_section(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def stored_run(folder: Path, *settings: str) -> None:
-    job = override(job_preset("digits"), ["name=kept", f"storage={folder}/runs", f"data.root={folder}/data", *settings])
+    job = override(
+        job_preset("digits_paper"), ["name=kept", f"storage={folder}/runs", f"data.root={folder}/data", *settings]
+    )
     RunStore(job.storage).run("kept").write_config(to_tree(job))
 
 
@@ -107,7 +109,7 @@ def test_a_run_with_other_settings_is_refused_and_the_difference_shown(
     monkeypatch.chdir(tmp_path)
     stored_run(tmp_path)
     before = (tmp_path / "runs" / "kept" / "config.json").read_bytes()
-    assert run_main(monkeypatch, "train", "digits", "name=kept", "sampler.step_size=7", "seed=5") == 2
+    assert run_main(monkeypatch, "train", "digits_paper", "name=kept", "sampler.step_size=7", "seed=5") == 2
     said = capsys.readouterr().err
     assert "sampler.step_size was 2.0, now 7.0" in said
     assert "seed was 0, now 5" in said
@@ -120,7 +122,7 @@ def test_a_damaged_config_is_one_line(
     monkeypatch.chdir(tmp_path)
     stored_run(tmp_path)
     (tmp_path / "runs" / "kept" / "config.json").write_text("{")
-    assert run_main(monkeypatch, "train", "digits", "name=kept") == 2
+    assert run_main(monkeypatch, "train", "digits_paper", "name=kept") == 2
     assert "config.json is damaged" in capsys.readouterr().err
     assert run_main(monkeypatch, "runs") == 0
     assert "damaged" in capsys.readouterr().out
@@ -160,7 +162,7 @@ def test_a_fault_of_the_program_is_not_dressed_up_as_bad_input():
 
 def test_numbered_names_are_the_next_free_ones(tmp_path: Path):
     store = RunStore(str(tmp_path))
-    job = override(job_preset("digits"), [f"storage={tmp_path}"])
+    job = override(job_preset("digits_paper"), [f"storage={tmp_path}"])
     names = [runs.create_numbered(store, job, "digits", {}).name for _ in range(3)]
     assert names == ["digits-0001", "digits-0002", "digits-0003"]
     store.run("digits-0041").write_config({})

@@ -48,7 +48,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("stored")
     store = RunStore(str(base / "runs"))
     for name in ("good", "bare"):
-        job = override(job_preset("digits"), [*SMALL, f"name={name}", f"storage={base / 'runs'}"])
+        job = override(job_preset("digits_paper"), [*SMALL, f"name={name}", f"storage={base / 'runs'}"])
         assert runs.create(store, job, {})
     for step in (1, 2):
         store_checkpoint(store, "good", core_config(job), step, base / f"files-{step}")
@@ -137,8 +137,8 @@ PLACES = [
     (["train", "cifar10", "data.root=file.txt"], "file.txt"),
     (["train", "cifar10", "data.name=image_folder", "data.root=empty"], "empty"),
     (["train", "cifar10", "data.name=image_folder", "data.root=texts"], "texts"),
-    (["train", "digits", "data.condition=attributes"], "attributes"),
-    (["train", "digits", "data.root=s3://user:word@bucket/x"], "data.root: must name a folder or s3://"),
+    (["train", "digits_paper", "data.condition=attributes"], "attributes"),
+    (["train", "digits_paper", "data.root=s3://user:word@bucket/x"], "data.root: must name a folder or s3://"),
     (["data", "download", "mnist", "data.root=s3://bucket/x"], "downloads go to a folder"),
     (["data", "prepare", "digits", "--to", "file.txt"], "file.txt"),
     (
@@ -147,13 +147,13 @@ PLACES = [
     ),
     (["data", "prepare", "digits", "--to", "s3://user:word@bucket/x"], "must name a folder or s3://"),
     (["data", "prepare", "digits"], "--to"),
-    (["train", "digits", "storage=file.txt"], "file.txt"),
-    (["train", "digits", "storage=file.txt/runs"], "file.txt"),
-    (["train", "digits", "storage=/proc/runs"], "/proc/runs"),
-    (["train", "digits", "storage=ftp://host/x"], "ftp"),
-    (["train", "digits", "storage=s3://user:word@bucket/x"], "keep them out of the URI"),
-    (["train", "digits", "storage=s3://bucket/x?endpoint_url=http://127.0.0.1:9"], "127.0.0.1:9"),
-    (["train", "digits", *SMALL, "name=good", "sampler.step_size=3"], "sampler.step_size was 2.0, now 3.0"),
+    (["train", "digits_paper", "storage=file.txt"], "file.txt"),
+    (["train", "digits_paper", "storage=file.txt/runs"], "file.txt"),
+    (["train", "digits_paper", "storage=/proc/runs"], "/proc/runs"),
+    (["train", "digits_paper", "storage=ftp://host/x"], "ftp"),
+    (["train", "digits_paper", "storage=s3://user:word@bucket/x"], "keep them out of the URI"),
+    (["train", "digits_paper", "storage=s3://bucket/x?endpoint_url=http://127.0.0.1:9"], "127.0.0.1:9"),
+    (["train", "digits_paper", *SMALL, "name=good", "sampler.step_size=3"], "sampler.step_size was 2.0, now 3.0"),
     (["sample", "absent"], "run 'absent' is not in"),
     (["sample", "bare"], "has no checkpoint"),
     (["sample", "good", "--checkpoint", "7"], "7"),
@@ -171,14 +171,14 @@ PLACES = [
     (["evaluate", "good", "--metrics", "fit"], "--metrics fit: unknown"),
     (["evaluate", "good", "--metrics", ""], "--metrics names nothing"),
     (["evaluate", "good", "--metrics", "fid,inception_score", "--num-images", "9"], "needs at least 10 images"),
-    (["train", "digits", *SMALL, "evaluation.metrics=fid"], "then run `ebm data inception --from FILE`"),
-    (["train", "digits", "evaluation.metrics=precision_recall", "evaluation.num_images=5"], "must be at least 6"),
+    (["train", "digits_paper", *SMALL, "evaluation.metrics=fid"], "then run `ebm data inception --from FILE`"),
+    (["train", "digits_paper", "evaluation.metrics=precision_recall", "evaluation.num_images=5"], "must be at least 6"),
     (["data", "inception", "--from", "absent.pth"], "absent.pth: no such file"),
     (["data", "inception", "--from", "file.txt"], "SHA-256"),
     (["data", "inception"], "--from"),
     (["data", "mobilenet", "--from", "file.txt"], "cannot be read as the weights"),
     (["data", "mobilenet", "--from", "empty"], "empty: no such file"),
-    (["train", "digits", "--address", "127.0.0.1:1"], "no Ray answers at 127.0.0.1:1"),
+    (["train", "digits_paper", "--address", "127.0.0.1:1"], "no Ray answers at 127.0.0.1:1"),
     (["trian", "digits"], "trian"),
 ]
 
@@ -190,7 +190,7 @@ def test_the_table_is_as_long_as_it_claims():
 @pytest.mark.parametrize(("setting", "said"), SETTINGS, ids=[setting[:40] for setting, _ in SETTINGS])
 def test_a_wrong_setting(setting: str, said: str, here: Path, monkeypatch, capsys):
     before = snapshot(here)
-    status, error = answer(monkeypatch, capsys, "train", "digits", setting)
+    status, error = answer(monkeypatch, capsys, "train", "digits_paper", setting)
     assert (status, error.count("\n")) == (2, 1), error
     assert error.startswith("ebm: ")
     assert said in error
@@ -246,7 +246,7 @@ def test_a_damaged_config_stops_a_resume_and_is_not_overwritten(content: bytes, 
     config = here / "runs" / "good" / "config.json"
     config.write_bytes(content)
     before = snapshot(here)
-    status, error = answer(monkeypatch, capsys, "train", "digits", *SMALL, "name=good")
+    status, error = answer(monkeypatch, capsys, "train", "digits_paper", *SMALL, "name=good")
     assert (status, error.count("\n")) == (2, 1), error
     assert error.startswith("ebm: ")
     assert snapshot(here) == before

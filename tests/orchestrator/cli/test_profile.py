@@ -55,7 +55,7 @@ def test_flops_are_those_of_the_convolutions():
 
 
 def test_the_command_prints_a_table_and_refuses_what_it_cannot_do():
-    shown = CliRunner().invoke(app, ["profile", "digits", "train.batch_size=8", "--steps", "1"])
+    shown = CliRunner().invoke(app, ["profile", "digits_paper", "train.batch_size=8", "--steps", "1"])
     assert shown.exit_code == 0
     for word in ("sampling", "outside the network", "GFLOP/s", "a run of 1500 steps"):
         assert word in shown.output

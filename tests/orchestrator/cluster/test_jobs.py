@@ -26,7 +26,7 @@ from orchestrator.training.start import cloned_job, resumed_job
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 
-JOB = Job("run", "run-1", "RUNNING", "2026-01-01T00:00:00+00:00", None, "0.1.0", "ebm train digits")
+JOB = Job("run", "run-1", "RUNNING", "2026-01-01T00:00:00+00:00", None, "0.1.0", "ebm train digits_paper")
 
 
 @pytest.fixture(autouse=True)
@@ -127,10 +127,13 @@ def test_a_cluster_with_a_token_says_which_variables_to_set(
         (["jobs", "--address", "head:6379"], "--address head:6379: name the cluster's dashboard"),
         (["jobs", "--address", "http://me:word@head:8265"], "has a password in it"),
         (["stop", "run", "--address", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1: check the address"),
-        (["submit", "train", "digits", "storage=./runs", "--address", "http://x:1"], "'./runs': nodes of the cluster"),
-        (["submit", "train", "digits", "storage=/r", "data.root=data"], "data.root = 'data'"),
-        (["submit", "train", "digits", "storage=/r", "sampler.num_stesp=3"], "did you mean sampler.num_steps?"),
-        (["submit", "train", "digits", "storage=s3://a:b@bucket/x"], "secret"),
+        (
+            ["submit", "train", "digits_paper", "storage=./runs", "--address", "http://x:1"],
+            "'./runs': nodes of the cluster",
+        ),
+        (["submit", "train", "digits_paper", "storage=/r", "data.root=data"], "data.root = 'data'"),
+        (["submit", "train", "digits_paper", "storage=/r", "sampler.num_stesp=3"], "did you mean sampler.num_steps?"),
+        (["submit", "train", "digits_paper", "storage=s3://a:b@bucket/x"], "secret"),
         (["submit", "train"], "name a preset"),
         (["submit", "doctor"], "'doctor' cannot be submitted; known are train, sweep, evaluate, resume, clone"),
         (["submit", "sweep"], "WHAT"),
@@ -140,7 +143,7 @@ def test_a_cluster_with_a_token_says_which_variables_to_set(
         (["submit", "sweep", "table2", "--smoke", "storage=/r", "--seeds", "0"], "--seeds 0: must lie in"),
         (["submit", "sweep", "table2", "--smoke", "storage=/r", "data.root=data"], "data.root = 'data'"),
         (["submit", "sweep", "my.yaml", "storage=/r"], "WHAT = 'my.yaml': nodes of the cluster"),
-        (["submit", "sweep", "digits", "sampler.step_size=uniform(2,1)", "storage=/r"], "uniform(2,1)"),
+        (["submit", "sweep", "digits_paper", "sampler.step_size=uniform(2,1)", "storage=/r"], "uniform(2,1)"),
         (["submit", "evaluate", "digits-0001", "--metrics", "ood"], "'./runs'"),
         (["resume", "nothing"], "run 'nothing' is not in"),
         (["resume", "nothing", "--address", "http://x:1"], "'./runs'"),
@@ -176,7 +179,7 @@ def test_a_job_takes_along_its_name_version_settings_code_and_the_time_it_needs_
             return answers.get(path, (200, {}))
 
     with dashboard(Everything(), posted) as address:
-        words = ["train", "digits", "storage=s3://b/runs", "train.num_steps=7", "name=run"]
+        words = ["train", "digits_paper", "storage=s3://b/runs", "train.num_steps=7", "name=run"]
         assert run_main(monkeypatch, "submit", *words, "--address", address, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"run": "run", "job": "run-1", "address": address}
     (job,) = posted
@@ -184,7 +187,7 @@ def test_a_job_takes_along_its_name_version_settings_code_and_the_time_it_needs_
     assert job["entrypoint"] == "python -m orchestrator.cli " + " ".join(words)
     assert job["submission_id"].startswith("run-")
     settings = parse(json.loads(job["metadata"]["ebm.settings"]))
-    assert settings == override(job_preset("digits"), words[2:])
+    assert settings == override(job_preset("digits_paper"), words[2:])
     assert job["metadata"]["ebm.run"] == "run"
     assert len(job["metadata"]["ebm.code"]) == 64
     assert len(job["runtime_env"]["py_modules"]) == 3
@@ -196,7 +199,10 @@ def test_a_job_takes_along_its_name_version_settings_code_and_the_time_it_needs_
     ("words", "name"),
     [
         (["sweep", "table2", "storage=s3://b/r", "--smoke", "--seeds", "3"], "table2-digits-smoke"),
-        (["sweep", "digits", "storage=/r", "sampler.step_size=uniform(1,2)", "--trials=4", "--name", "mine"], "mine"),
+        (
+            ["sweep", "digits_paper", "storage=/r", "sampler.step_size=uniform(1,2)", "--trials=4", "--name", "mine"],
+            "mine",
+        ),
     ],
 )
 def test_a_sweep_travels_as_it_was_typed_under_its_own_name(words: list[str], name: str):
@@ -209,7 +215,7 @@ def test_a_sweep_travels_as_it_was_typed_under_its_own_name(words: list[str], na
 def test_a_run_without_a_name_gets_one_that_no_other_has():
     names = set()
     for _ in range(2):
-        name, words, _ = check_words(["train", "digits", "storage=/shared"])
+        name, words, _ = check_words(["train", "digits_paper", "storage=/shared"])
         assert words[-1] == f"name={name}"
         assert name.startswith("digits-2")
         names.add(name)
@@ -273,7 +279,7 @@ def test_a_job_that_does_not_end_in_time_is_an_error_and_an_ended_one_is_left_al
 
 
 def stored(folder: Path, *settings: str) -> RunStore:
-    job = override(job_preset("digits"), ["name=digits-0007", "storage=/elsewhere", "seed=5", *settings])
+    job = override(job_preset("digits_paper"), ["name=digits-0007", "storage=/elsewhere", "seed=5", *settings])
     store = RunStore(str(folder))
     store.run("digits-0007").write_config(to_tree(job))
     return store

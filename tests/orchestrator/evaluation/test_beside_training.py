@@ -31,7 +31,7 @@ from workers.metrics import diversity
 def job(folder: Path, *settings: str) -> JobConfig:
     tiny = ["model.widths=4,8", "buffer.capacity=16", "sampler.generate_steps=2", "engine.num_threads=1"]
     evaluation = ["evaluation.every=2", "evaluation.metrics=energy_gap,fid_small", "evaluation.num_images=8"]
-    return override(job_preset("digits"), [f"storage={folder}", "name=run", *tiny, *evaluation, *settings])
+    return override(job_preset("digits_paper"), [f"storage={folder}", "name=run", *tiny, *evaluation, *settings])
 
 
 def store(run: Run, settings: JobConfig, step: int) -> None:

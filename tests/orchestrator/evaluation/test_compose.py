@@ -72,7 +72,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store_run(root, "free")
     store_run(root, "bad", spoil=True)
     store_run(root, "large", "data.image_size=16", "data.condition=attributes", "data.attributes=large")
-    store_run(root, "digits", preset="digits")
+    store_run(root, "digits", preset="digits_paper")
     RunStore(str(root)).run("bare").write_config(RunStore(str(root)).run("free").read_config())
     return root
 

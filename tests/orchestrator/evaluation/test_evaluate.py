@@ -33,7 +33,7 @@ STEP = 4
 
 def store_run(root: Path, *settings: str) -> Run:
     """A run with one checkpoint of an untrained energy."""
-    job = override(job_preset("digits"), [f"storage={root}", "name=tiny", "sampler.generate_steps=2", *settings])
+    job = override(job_preset("digits_paper"), [f"storage={root}", "name=tiny", "sampler.generate_steps=2", *settings])
     cfg = core_config(job)
     store = RunStore(str(root))
     runs.create(store, job, provenance.provenance(job))

@@ -43,7 +43,7 @@ class Here:
 
 def evaluator(spoil: bool = False) -> Evaluator:
     """An untrained energy of digits."""
-    cfg: TrainConfig = presets.digits()
+    cfg: TrainConfig = presets.digits_paper()
     model = init_state(cfg).ema
     if spoil:
         next(model.parameters()).data.fill_(float("nan"))

@@ -23,7 +23,7 @@ from orchestrator.storage.run_store import RunStore
 
 def make_run(store: RunStore, name: str, *settings: str, score: float | None = None, done: bool = True) -> None:
     """A run as training leaves it, as far as the catalogue looks."""
-    job = override(job_preset("digits"), ["train.num_steps=30", f"name={name}", *settings])
+    job = override(job_preset("digits_paper"), ["train.num_steps=30", f"name={name}", *settings])
     run = store.run(name)
     run.write_config(to_tree(job))
     rows: list[Row] = [{"step": 30, "loss": 1.0, "energy_gap": 0.25, "steps_per_s": 2.0, "time": 1.0}]

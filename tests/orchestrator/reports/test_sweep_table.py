@@ -51,7 +51,7 @@ def test_table_2_shows_ours_beside_the_papers_and_where_it_broke():
 
 def test_a_search_lists_the_best_first_and_what_was_stopped_as_stopped():
     settings = ("sampler.step_size=uniform(1,2)",)
-    plan, _ = make_plan("digits", SweepRequest(settings=settings, trials=4, metric="classifier"))
+    plan, _ = make_plan("digits_paper", SweepRequest(settings=settings, trials=4, metric="classifier"))
     assert plan.mode == "max"
     trials = [
         PlannedTrial(trial=f"{i:04d}", run=f"r-{i}", index=i, settings=(f"sampler.step_size={1 + i / 10}",))

@@ -136,10 +136,13 @@ def test_every_size_of_an_elastic_job_must_divide_batch_and_shards():
     with pytest.raises(
         ConfigError, match=r"min_workers = 1: the job may run on 1 to 4 workers, and \[3\] of them do not"
     ):
-        override(job_preset("digits"), elastic)
-    assert override(job_preset("digits"), [*elastic, "buffer.num_shards=12", "train.batch_size=24"])
-    assert override(job_preset("digits"), ["cluster.num_workers=2", "cluster.min_workers=1"]).cluster.least_workers == 1
-    assert job_preset("digits").cluster.least_workers == 1
+        override(job_preset("digits_paper"), elastic)
+    assert override(job_preset("digits_paper"), [*elastic, "buffer.num_shards=12", "train.batch_size=24"])
+    assert (
+        override(job_preset("digits_paper"), ["cluster.num_workers=2", "cluster.min_workers=1"]).cluster.least_workers
+        == 1
+    )
+    assert job_preset("digits_paper").cluster.least_workers == 1
 
 
 def test_the_last_of_equal_paths_wins():
@@ -164,7 +167,10 @@ def test_a_stored_tree_with_an_unknown_setting_is_refused():
 
 
 def test_differences_are_the_dotted_paths_that_changed():
-    a, b = to_tree(job_preset("digits")), to_tree(override(job_preset("digits"), ["seed=1", "model.widths=8,16"]))
+    a, b = (
+        to_tree(job_preset("digits_paper")),
+        to_tree(override(job_preset("digits_paper"), ["seed=1", "model.widths=8,16"])),
+    )
     assert differences(a, b) == ["model.widths", "seed"]
     assert differences(a, a) == []
     assert differences({"x": 1}, {}) == ["x"]
@@ -184,7 +190,7 @@ def test_differences_are_the_dotted_paths_that_changed():
     ],
 )
 def test_a_run_may_go_on_with_settings_that_do_not_decide_its_numbers(setting: str):
-    job = override(job_preset("digits"), ["name=a"])
+    job = override(job_preset("digits_paper"), ["name=a"])
     check_resumable(to_tree(job), override(job, [setting]))
 
 
@@ -193,14 +199,14 @@ def test_a_run_may_go_on_with_settings_that_do_not_decide_its_numbers(setting: s
     ["seed=7", "train.batch_size=32", "sampler.step_size=3", "buffer.num_shards=4", "engine.channels_last=true"],
 )
 def test_a_run_may_not_go_on_with_settings_that_change_its_numbers(setting: str):
-    job = override(job_preset("digits"), ["name=a"])
+    job = override(job_preset("digits_paper"), ["name=a"])
     path = setting.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"run 'a' exists with other settings: {path} was .*, now .*"):
         check_resumable(to_tree(job), override(job, [setting]))
 
 
 def test_a_setting_that_a_stored_run_never_had_counts_as_its_default():
-    stored = to_tree(override(job_preset("digits"), ["name=a"]))
+    stored = to_tree(override(job_preset("digits_paper"), ["name=a"]))
     del stored["loss"]["kl_weight"], stored["sampler"]["hmc_leapfrog_steps"]
     check_resumable(stored, override(parse(stored), ["name=a"]))
     with pytest.raises(ConfigError, match=r"sampler.hmc_leapfrog_steps was None, now 7"):
@@ -208,7 +214,7 @@ def test_a_setting_that_a_stored_run_never_had_counts_as_its_default():
 
 
 def test_the_description_shows_every_setting_with_a_value_that_can_be_pasted_back():
-    text = describe(job_preset("digits"))
+    text = describe(job_preset("digits_paper"))
     assert "sampler:\n" in text
     assert "  widths: [" in text
     assert 'name: null\nstorage: "./runs"' in text

@@ -163,7 +163,7 @@ def test_steps_sort_as_text_and_have_nine_digits():
 def test_a_run_from_before_a_setting_goes_on_as_it_began_or_is_refused(
     tmp_path: Path, settings: tuple[str, ...], refused: bool
 ):
-    job = override(job_preset("digits"), ["name=r", *settings])
+    job = override(job_preset("digits_paper"), ["name=r", *settings])
     tree = to_tree(job)
     del tree["buffer"]["conditions"]
     run = RunStore(str(tmp_path)).run("r")

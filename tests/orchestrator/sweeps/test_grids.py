@@ -13,7 +13,7 @@ from orchestrator.sweeps.grids import GRIDS, SMOKE, find_grid, grid_base
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_grid_fits_every_preset(name: str, preset: str):
     grid = GRIDS[name]
-    base = grid_base(grid, preset, job_preset(preset))
+    base = grid_base(grid, preset)
     jobs = [core_config(override(base, row.settings)) for row in grid.rows(base)]
     assert len({str(job) for job in jobs}) == len(jobs)  # no two rows are the same job
 
@@ -21,7 +21,7 @@ def test_every_grid_fits_every_preset(name: str, preset: str):
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_has_a_smoke_form_on_digits(name: str):
     grid = GRIDS[name]
-    base = override(grid_base(grid, "digits", job_preset("digits")), SMOKE)
+    base = override(grid_base(grid, "digits"), SMOKE)
     for row in grid.rows(base):
         job = override(base, row.settings)
         assert job.train.num_steps <= 60

@@ -24,10 +24,10 @@ def request(*settings: str, **options) -> SweepRequest:
         ("table2", {"metric": "steps_per_s"}, "no evaluation produces it"),
         ("table2", {"scheduler": "asha"}, "a grid is a table of whole runs"),
         ("table2", {"name": "a/b"}, "a run's name"),
-        ("digits", {}, "needs a range"),
-        ("digits", {"settings": ("seed=1",)}, "needs a range"),
-        ("digits", {"settings": ("sampler.step_size=uniform(1,2)",), "seeds": 3}, "is for grids"),
-        ("digits", {"settings": ("sampler.step_size=uniform(2,1)",)}, "below the highest"),
+        ("digits_paper", {}, "needs a range"),
+        ("digits_paper", {"settings": ("seed=1",)}, "needs a range"),
+        ("digits_paper", {"settings": ("sampler.step_size=uniform(1,2)",), "seeds": 3}, "is for grids"),
+        ("digits_paper", {"settings": ("sampler.step_size=uniform(2,1)",)}, "below the highest"),
         ("table2", {"preset": "nothing"}, "preset 'nothing'"),
     ],
 )
@@ -60,10 +60,10 @@ def test_asha_gets_scores_before_the_end():
 
 
 def test_the_same_command_makes_the_same_plan_wherever_it_runs():
-    first, _ = make_plan("table2", request("storage=a", "cluster.num_workers=2", preset="digits"))
-    second, _ = make_plan("table2", request("storage=b", preset="digits"))
+    first, _ = make_plan("table2", request("storage=a", "cluster.num_workers=2", preset="digits_paper"))
+    second, _ = make_plan("table2", request("storage=b", preset="digits_paper"))
     check_same(first, second)
-    third, _ = make_plan("table2", request("train.num_steps=9", preset="digits"))
+    third, _ = make_plan("table2", request("train.num_steps=9", preset="digits_paper"))
     with pytest.raises(ConfigError, match=r"base.train.num_steps was 1500, now 9"):
         check_same(first, third)
     with pytest.raises(ConfigError, match="seeds"):
@@ -71,7 +71,7 @@ def test_the_same_command_makes_the_same_plan_wherever_it_runs():
 
 
 YAML = """
-preset: digits
+preset: digits_paper
 name: mine
 settings: {train.num_steps: 30, model.widths: [8, 16, 16], augment.enabled: true}
 space:
@@ -94,7 +94,7 @@ def test_a_yaml_file_is_a_search_and_the_command_line_wins(tmp_path: Path):
 
 def test_a_yaml_file_with_rows_is_a_grid(tmp_path: Path):
     path = tmp_path / "mine.yaml"
-    path.write_text("preset: digits\nseeds: 2\nrows:\n- {key: a}\n- {key: b, settings: {optimizer.lr: 0.01}}\n")
+    path.write_text("preset: digits_paper\nseeds: 2\nrows:\n- {key: a}\n- {key: b, settings: {optimizer.lr: 0.01}}\n")
     plan, _ = make_plan(str(path), SweepRequest())
     assert (plan.name, plan.kind, plan.seeds) == ("mine", "grid", (0, 1))
     assert [row.settings for row in plan.rows] == [(), ("optimizer.lr=0.01",)]
@@ -104,15 +104,15 @@ def test_a_yaml_file_with_rows_is_a_grid(tmp_path: Path):
     ("text", "said"),
     [
         ("presset: digits", "did you mean preset?"),
-        ("preset: digits\nspace: 3", "must be a map"),
-        ("preset: digits\ntrials: many", "must be a whole number"),
-        ("preset: [digits]", "must be a text"),
+        ("preset: digits_paper\nspace: 3", "must be a map"),
+        ("preset: digits_paper\ntrials: many", "must be a whole number"),
+        ("preset: [digits_paper]", "must be a text"),
         ("- 1", "must be a map"),
         ("a: [", "not YAML"),
         ("space: {seed: randint(0,9)}", "needs preset"),
-        ("preset: digits\nrows: [{key: a/b}]", "names its runs"),
-        ("preset: digits\nrows: [{key: a, setings: {}}]", "did you mean settings?"),
-        ("preset: digits\nrows: [{key: a, settings: {optimizer.lr: 7}}]", "row a: optimizer.lr = 7.0"),
+        ("preset: digits_paper\nrows: [{key: a/b}]", "names its runs"),
+        ("preset: digits_paper\nrows: [{key: a, setings: {}}]", "did you mean settings?"),
+        ("preset: digits_paper\nrows: [{key: a, settings: {optimizer.lr: 7}}]", "row a: optimizer.lr = 7.0"),
         ("!!python/object/apply:os.getcwd []", "not YAML"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_wrong_yaml_file_is_one_line(text: str, said: str, tmp_path: Path):
 
 def test_a_file_may_say_how_many_trials_run_at_once_and_the_command_line_wins(tmp_path: Path):
     path = tmp_path / "s.yaml"
-    path.write_text("preset: digits\nmax_concurrent: 3\nrows:\n- {key: a}\n")
+    path.write_text("preset: digits_paper\nmax_concurrent: 3\nrows:\n- {key: a}\n")
     assert concurrent_trials(str(path), SweepRequest()) == 3
     assert concurrent_trials(str(path), SweepRequest(max_concurrent=1)) == 1
     assert concurrent_trials("table2", SweepRequest(max_concurrent=2)) == 2

@@ -9,7 +9,7 @@ from orchestrator.settings.job import job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.sweeps.ranges import Range, draw_random, is_range, parse_range, parse_space
 
-BASE = job_preset("digits")
+BASE = job_preset("digits_paper")
 
 
 def test_draws_lie_in_the_range_and_follow_its_distribution():

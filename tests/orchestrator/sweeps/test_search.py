@@ -19,7 +19,7 @@ SPACE = ("sampler.step_size=loguniform(0.1,100)", "sampler.num_steps=randint(2,9
 
 
 def search_plan(**options) -> tuple[SweepPlan, JobConfig]:
-    return make_plan("digits", SweepRequest(settings=SPACE, name="s", **options))
+    return make_plan("digits_paper", SweepRequest(settings=SPACE, name="s", **options))
 
 
 def suggester(plan: SweepPlan, base: JobConfig) -> Suggester:
@@ -91,7 +91,9 @@ def test_optuna_hears_of_recorded_trials_that_it_would_not_have_asked_for(tmp_pa
 
 def test_values_that_exclude_each_other_are_refused_and_not_run(tmp_path: Path):
     space = ("model.multiscale=choice(true,false)", "model.widths=choice([8,16,16],[8,16,16,16])")
-    plan, base = make_plan("digits", SweepRequest(settings=("model.widths=8,16,16,16", *space), name="s", trials=30))
+    plan, base = make_plan(
+        "digits_paper", SweepRequest(settings=("model.widths=8,16,16,16", *space), name="s", trials=30)
+    )
     record = SweepRecord(RunStore(str(tmp_path)), plan.name)
     record.create_plan(plan)
     trials = Trials(record, plan, base, suggester(plan, base), plan.num_trials)

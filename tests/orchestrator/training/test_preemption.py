@@ -24,7 +24,7 @@ class Told:
             post=SimpleNamespace(remote=lambda kind, text: self.notes.append((kind, text))),
             stop_requested=SimpleNamespace(remote=self.ask),
         )
-        job = job_preset("digits")
+        job = job_preset("digits_paper")
         self.loop = worker.Loop(None, core_config(job), job, group.Group(), box, Recorder(0), preemption)
 
     def ask(self) -> Callable[[], bool]:

@@ -71,7 +71,7 @@ def test_the_drift_began_where_the_first_low_mean_looks_back_to():
 
 
 def test_a_rollback_without_a_checkpoint_from_before_a_drift_is_refused_at_the_door():
-    job = job_preset("digits")
+    job = job_preset("digits_paper")
     with pytest.raises(ConfigError, match=r"\(keep - 1\) x checkpoint.every of at least"):
         override(job, ["train.on_divergence=rollback", "checkpoint.every=100", "checkpoint.keep=2"])
     for wrong in ("train.rollback_lr_factor=1", "train.rollback_lr_factor=0", "train.max_rollbacks=0"):
