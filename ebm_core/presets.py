@@ -51,7 +51,7 @@ def digits() -> TrainConfig:
         ),
         augment=AugmentConfig(enabled=False),
         optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.99), ema_decay=0.995, lr_rise_steps=50, lr_fall_steps=1000),
-        train=LoopConfig(num_steps=7000, batch_size=64),
+        train=LoopConfig(num_steps=6500, batch_size=64),
     )
 
 
