@@ -3,7 +3,6 @@
 What may be called from Python stands here, and is loaded when it is first asked for.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,19 +14,21 @@ if TYPE_CHECKING:
 
 __all__ = ["compose", "evaluate", "open_run", "run_sweep", "run_training"]
 
-_HOMES = {
-    "compose": "orchestrator.evaluation.compose",
-    "evaluate": "orchestrator.evaluation.evaluate",
-    "open_run": "orchestrator.storage.find",
-    "run_sweep": "orchestrator.sweeps.driver",
-    "run_training": "orchestrator.training.driver",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "compose":
+        from orchestrator.evaluation.compose import compose as found
+    elif name == "evaluate":
+        from orchestrator.evaluation.evaluate import evaluate as found
+    elif name == "open_run":
+        from orchestrator.storage.find import open_run as found
+    elif name == "run_sweep":
+        from orchestrator.sweeps.driver import run_sweep as found
+    elif name == "run_training":
+        from orchestrator.training.driver import run_training as found
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return found
 
 
 def __dir__() -> list[str]:

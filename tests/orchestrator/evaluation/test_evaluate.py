@@ -112,7 +112,7 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
         ((), {"ood_sets": ("noise", "noise")}, ConfigError, "each set once"),
         ((), {"ood_sets": ("nothing",)}, ConfigError, "known are"),
         ((), {"protocol": "paper_code", "cifar100_fault": True}, ConfigError, "cifar100 must be among the sets"),
-        ((), {"metrics": ("ood",), "ood_sets": ("mine=gone",)}, DataError, "--ood mine: no folder /.*/gone"),
+        ((), {"metrics": ("ood",), "ood_sets": ("mine=gone",)}, DataError, "`ood_sets` mine: no folder /.*/gone"),
         ((), {"num_actors": 3}, ClusterError, "this Ray has 2 CPUs"),
         (("data.condition=label",), {"metrics": ("ood",)}, ConfigError, "conditional"),
         ((), {"metrics": ("composition",)}, ConfigError, "condition is none"),

@@ -144,9 +144,13 @@ def test_sets_are_refused_before_anything_is_measured(plain, tmp_path: Path):
         ({"ood_sets": ("noise", "noise")}, ConfigError, "each set once"),
         ({"ood_sets": ("nothing",)}, ConfigError, "known are"),
         ({"protocol": "paper_code", "cifar100_fault": True}, ConfigError, "cifar100 must be among the sets"),
-        ({"ood_sets": (f"mine={tmp_path}",)}, DataError, "--ood mine: .*no images"),
-        ({"ood_sets": ("mine=gone",)}, DataError, "--ood mine: no folder /.*/gone"),
-        ({"ood_sets": (f"svhn={tmp_path}",)}, DataError, r"--ood svhn: .*no test_32x32.mat in .*; get the files with"),
+        ({"ood_sets": (f"mine={tmp_path}",)}, DataError, "`ood_sets` mine: .*no images"),
+        ({"ood_sets": ("mine=gone",)}, DataError, "`ood_sets` mine: no folder /.*/gone"),
+        (
+            {"ood_sets": (f"svhn={tmp_path}",)},
+            DataError,
+            r"`ood_sets` svhn: .*no test_32x32.mat in .*; get the files with",
+        ),
     ):
         with pytest.raises(kind, match=said):
             study_ood.describe(asked(plain, **changes))

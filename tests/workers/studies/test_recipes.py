@@ -196,10 +196,10 @@ def test_conditions_that_an_energy_does_not_know(data, text, said):
         ({"concepts": unconditional(1)}, "at least two"),
         ({"weights": [1.0]}, "takes one for each energy, 2 here"),
         ({"operation": "not", "weights": [1.0, 2.0]}, "each energy after the first, 1 here"),
-        ({"operation": "not", "constants": "paper"}, "add --weight ALPHA"),
+        ({"operation": "not", "constants": "paper"}, "add `weights` ALPHA"),
         ({"weights": [1.0, -1.0]}, "positive"),
         ({"weights": [1.0, float("nan")]}, "positive"),
-        ({"operation": "or", "sharpness": 0.0}, "--sharpness 0"),
+        ({"operation": "or", "sharpness": 0.0}, "`sharpness` 0"),
     ],
 )
 def test_recipes_that_make_no_sense(options, said):
