@@ -89,6 +89,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoredSweep, 
     return stored, plan, base, seen.begun
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)  # a minute or two, and more beside busy neighbours
 def test_three_trials_share_two_cpus_and_are_ordinary_runs(
     undisturbed: tuple[StoredSweep, SweepPlan, JobConfig, list[str]], tmp_path: Path

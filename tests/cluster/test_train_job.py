@@ -316,6 +316,7 @@ def test_a_scorer_killed_in_the_middle_is_replaced_and_its_retry_overwrites(tmp_
     assert again == first
 
 
+@pytest.mark.full
 def test_a_finished_run_without_scores_is_scored_when_it_is_run_again(tmp_path: Path):
     train(tmp_path, "train.num_steps=3")
     before = files_of(stored(tmp_path), 3, tmp_path / "before")

@@ -128,6 +128,7 @@ def test_energies_without_a_factor_are_drawn_and_not_scored_and_nan_stores_nothi
     assert results(root) == before
 
 
+@pytest.mark.full
 @pytest.mark.cluster
 def test_a_run_of_several_attributes_composes_its_own(cluster, root: Path):
     request = EvaluationRequest(metrics=("composition",), num_images=10, num_actors=1)
