@@ -38,11 +38,11 @@ def test_table_2_shows_ours_beside_the_papers_and_where_it_broke():
     )
     table = sweep_table(stored)
     lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    assert lines[0]["fid_small"] == "4 ± 2"
+    assert lines[0]["fid_judge"] == "4 ± 2"
     assert lines[0]["stable"] == "2 of 3 (not: 210)"
     assert lines[0]["trials"] == "2 finished, 1 unstable"
     assert (lines[0]["FID (paper)"], lines[0]["IS (paper)"], lines[0]["stable (paper)"]) == ("253.1", "1.46", "no")
-    assert lines[1]["fid_small"] == "-"
+    assert lines[1]["fid_judge"] == "-"
     assert lines[1]["stable"] == "0 of 1 (not: 5)"
     assert lines[2]["trials"] == "1 unfinished"
     assert lines[5]["multi-scale"] == "yes"

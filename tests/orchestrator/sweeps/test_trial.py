@@ -18,7 +18,7 @@ from orchestrator.sweeps.result import conclude, score_history
 from orchestrator.sweeps.search import trial_of_row
 from orchestrator.sweeps.trial import Launch, with_cost
 
-SETTINGS = ("train.num_steps=30", "checkpoint.every=10", "evaluation.every=10", "evaluation.metrics=fid_small")
+SETTINGS = ("train.num_steps=30", "checkpoint.every=10", "evaluation.every=10", "evaluation.metrics=fid_judge")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def made(tmp_path: Path) -> tuple[Run, JobConfig, SweepPlan]:
         ]
         run.write_bytes(f"metrics/{part_name(rows)}", part_bytes(rows))
         run.write_bytes(f"checkpoints/step-{step:09d}/COMMITTED", b"{}")
-        run.write_json(f"evaluations/step-{step:09d}/fid_small.json", {"value": value})
+        run.write_json(f"evaluations/step-{step:09d}/fid_judge.json", {"value": value})
         run.write_bytes(f"samples/step-{step:09d}-ema.png", b"png")
     return run, job, plan
 
@@ -96,7 +96,7 @@ def test_a_refused_trial_has_no_numbers(made: tuple[Run, JobConfig, SweepPlan]):
 
 def test_history_is_what_was_scored_by_step(made: tuple[Run, JobConfig, SweepPlan]):
     run, _, _ = made
-    assert [(step, value) for _, step, value in score_history(run, "fid_small")] == [(10, 3.0), (20, 1.0), (30, 2.0)]
+    assert [(step, value) for _, step, value in score_history(run, "fid_judge")] == [(10, 3.0), (20, 1.0), (30, 2.0)]
 
 
 def test_a_checkpoint_is_scored_again_when_a_kill_left_its_scores_or_its_grid_out(
@@ -106,7 +106,7 @@ def test_a_checkpoint_is_scored_again_when_a_kill_left_its_scores_or_its_grid_ou
     assert unscored(run, job) == []
     run.store.objects.delete(f"{run.name}/samples/step-000000020-ema.png")  # stored last
     assert unscored(run, job) == [20]
-    run.store.objects.delete(f"{run.name}/evaluations/step-000000010/fid_small.json")
+    run.store.objects.delete(f"{run.name}/evaluations/step-000000010/fid_judge.json")
     assert unscored(run, job) == [10, 20]
     assert unscored(run, override(job, ["evaluation.every=20"])) == [20]
     assert lacking_scores(run, job, [10, 30]) == [10]
