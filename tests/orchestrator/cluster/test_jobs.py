@@ -217,7 +217,7 @@ def test_a_run_without_a_name_gets_one_that_no_other_has():
     for _ in range(2):
         name, words, _ = check_words(["train", "digits_paper", "storage=/shared"])
         assert words[-1] == f"name={name}"
-        assert name.startswith("digits-2")
+        assert name.startswith("digits_paper-2")
         names.add(name)
     assert len(names) == 2
 

@@ -191,7 +191,7 @@ def test_a_kill_between_two_files_leaves_every_result_whole_and_belonging_to_its
         ({"num_images": 1}, "at least 2"),
         ({"ood_images": 1}, "at least 2"),
         ({"protocol": "paper"}, "known: strict, paper_code"),
-        ({"cifar100_fault": True}, "needs --protocol paper_code"),
+        ({"cifar100_fault": True}, "needs `protocol` paper_code"),
         ({"num_actors": 0}, "at least 1"),
     ],
 )

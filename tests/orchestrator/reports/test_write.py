@@ -42,7 +42,7 @@ def text_of(page: str) -> str:
 
 def test_gathering_gives_back_what_training_stored(tmp_path: Path):
     data = run_data.gather(store_run(tmp_path, settings=["optimizer.lr=0.5"]))
-    assert (data.state, data.step, data.num_steps, data.preset) == ("finished", 200, 200, "digits")
+    assert (data.state, data.step, data.num_steps, data.preset) == ("finished", 200, 200, "digits_paper")
     assert data.rows["step"] == [1, *range(10, 201, 10)]
     assert data.rows["energy_gap"] == [row["energy_gap"] for row in stored_runs.rows_of(200)]
     assert "opt" in data.rows
