@@ -29,7 +29,7 @@ from ebm_core.buffer import ReservoirBuffer
 from ebm_core.config import BufferConfig, EngineConfig, TrainConfig
 from ebm_core.fast.augment import load_native
 from ebm_core.fast.engine import keep_freed_memory
-from ebm_core.presets import cifar10, digits
+from ebm_core.presets import cifar10, digits_paper
 from ebm_core.profile import NETWORK, Clock, clocked, convolution_ceiling, langevin_flops
 from ebm_core.rng import Shards, stream
 from ebm_core.sampler import chain, langevin_step
@@ -41,7 +41,7 @@ ENGINES = {
     "bfloat16 compiled": EngineConfig(compile=True, precision="bfloat16"),
 }
 BATCH = 16
-DIGITS = digits().train
+DIGITS = digits_paper().train
 ENDLESS = 10**6
 
 
@@ -305,7 +305,7 @@ def bare_child(_: str) -> dict[str, float]:
     """Train without Ray, data included, until stopped, and print when each window of steps began and ended."""
     from ebm_core.data import labelled_batches, load
 
-    cfg = digits()
+    cfg = digits_paper()
     state = init_state(cfg)
     start = time.time()
     for x, condition in labelled_batches(
