@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 DIR ?= /tmp/ebm-local
 
-.PHONY: demo sweep test test-all test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-catalog bench-scoring bench-saving bench-loading bench-sweep bench-control-plane sweep-kills docs clean
+.PHONY: demo sweep test test-all test-s3 test-browser test-prometheus test-operate test-nodes up down kills soak fuzz check bench bench-check bench-quality bench-catalog bench-scoring bench-saving bench-loading bench-sweep bench-control-plane sweep-kills docs clean
 .DELETE_ON_ERROR:
 
 # The environment, once for running and once more for developing; remade when its description changes.
@@ -101,6 +101,11 @@ check: $(VENV)/installed-dev
 # BENCH_ARGS='--only augmentation cost_curves' runs a part.
 bench bench-check: $(VENV)/installed-dev
 	OMP_NUM_THREADS=2 $(BIN)/python -u -m benchmarks.bench $(if $(filter bench-check,$@),--check benchmarks/recorded.json) $(BENCH_ARGS)
+
+# Processor seconds until digits are drawn to a fixed distance of their judge, about two minutes; QUALITY_ARGS='--preset
+# digits_paper' for the paper's recipe. docs/results/quality.md keeps the rows.
+bench-quality: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -u -m benchmarks.quality $(QUALITY_ARGS)
 
 # How long a list of 10,000 runs takes, from a folder and from a local S3 server without signatures.
 bench-catalog: $(VENV)/installed-dev

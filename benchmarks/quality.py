@@ -1,0 +1,108 @@
+"""Time to a quality: processor seconds until a preset's samples are within a distance of the training images.
+
+    python -m benchmarks.quality [--preset digits] [--target 2.6] [--every 500] [--budget 600] [PATH=VALUE ...]
+
+The distance is `fid_judge` (docs/results/judges.md) of 500 samples that the averaged model draws from noise by the
+preset's own chain. Only training counts: not scoring, nor imports. One thread. Prints a line at each look, and last the
+row for docs/results/quality.md. Exit status 1 where the budget ends first.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ebm_core.data import labelled_batches, load
+from ebm_core.errors import EbmError
+from ebm_core.trainer import TrainState, init_state, train_step
+from orchestrator.settings.job import JobConfig, core_config, job_preset
+from orchestrator.settings.overrides import override
+from workers.evaluator import Evaluator
+
+IMAGES = 500
+METRICS = ("fid_judge", "classifier", "diversity")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a model after so many steps and processor seconds of training."""
+
+    step: int
+    seconds: float
+    distance: float
+    heldout: float
+    noise: float
+    confidence: float
+    least_share: float
+    """Share of the class that the fewest samples are taken for."""
+    diversity: float
+
+    def line(self) -> str:
+        return (
+            f"step {self.step:6d}  {self.seconds:7.1f} processor s  fid_judge {self.distance:6.2f} (held out "
+            f"{self.heldout:.2f}, noise {self.noise:.1f})  confidence {self.confidence:.2f}  "
+            f"rarest class {100 * self.least_share:.1f} %  diversity {self.diversity:.2f}"
+        )
+
+
+def look(state: TrainState, job: JobConfig, seconds: float) -> Look:
+    """Score the averaged model as `ebm evaluate` does, with the job's seed."""
+    cfg = core_config(job)
+    evaluator = Evaluator(state.ema, cfg, load(cfg.data, "train"), load(cfg.data, "test"), "in memory")
+    found = evaluator.score(METRICS, IMAGES, cfg.seed)
+    judged, classes = found["fid_judge"], found["classifier"]
+    share = min(classes["images_per_class"]) / IMAGES
+    known = (judged["value"], judged["heldout"], judged["noise"], classes["value"], share, found["diversity"]["value"])
+    return Look(state.step, seconds, *known)
+
+
+def time_to_target(job: JobConfig, target: float, every: int, budget: float) -> list[Look]:
+    """Looks at every so many steps, until one is within the target, or training or the budget (processor s) ends."""
+    cfg = core_config(job)
+    state, seconds, looks = init_state(cfg), 0.0, []
+    steps = labelled_batches(cfg.data, cfg.train.batch_size, seed=cfg.seed, stop=cfg.train.num_steps)
+    for x_data, condition in steps:
+        started = time.process_time()
+        train_step(state, x_data, cfg, condition=condition)
+        seconds += time.process_time() - started
+        over = seconds > budget
+        if state.step % every == 0 or state.step == cfg.train.num_steps or over:
+            looks.append(look(state, job, seconds))
+            print(looks[-1].line(), flush=True)
+            if over or looks[-1].distance <= target:
+                break
+    return looks
+
+
+def table_row(last: Look, job: JobConfig) -> str:
+    """The row for the page."""
+    drawn = f"{job.sampler.generate_steps} steps of size {job.sampler.step_size:g}"
+    return (
+        f"| {job.data.name} | {last.step} | {last.seconds:.0f} | {last.distance:.2f} "
+        f"| {last.heldout:.2f} / {last.noise:.1f} | {drawn} |"
+    )
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("settings", nargs="*", metavar="PATH=VALUE")
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--target", type=float, default=2.6, help="fid_judge at which the clock stops")
+    parser.add_argument("--every", type=int, default=500, help="training steps between two looks")
+    parser.add_argument("--budget", type=float, default=600.0, help="processor seconds of training at most")
+    given = parser.parse_args(words)
+    torch.set_num_threads(1)
+    try:
+        job = override(job_preset(given.preset), given.settings)
+        looks = time_to_target(job, given.target, given.every, given.budget)
+    except EbmError as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 2
+    print(table_row(looks[-1], job))
+    return 0 if looks[-1].distance <= given.target else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
