@@ -66,7 +66,8 @@ def test_the_paper_map_names_what_exists():
 
 
 def test_the_settings_of_the_paper_map_exist():
-    from orchestrator.settings.job import job_preset, to_tree
+    from ebm_core.config import to_tree
+    from orchestrator.settings.job import job_preset
     from orchestrator.settings.trees import flatten
 
     known = set(flatten(to_tree(job_preset("cifar10"))))
@@ -102,7 +103,8 @@ def test_the_messages_of_the_troubleshooting_page_are_in_the_source():
 
 
 def test_the_settings_of_the_troubleshooting_page_exist():
-    from orchestrator.settings.job import job_preset, to_tree
+    from ebm_core.config import to_tree
+    from orchestrator.settings.job import job_preset
     from orchestrator.settings.trees import flatten
 
     known = flatten(to_tree(job_preset("cifar10")))

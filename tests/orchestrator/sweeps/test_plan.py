@@ -20,7 +20,7 @@ def request(*settings: str, **options) -> SweepRequest:
         ("table2", {"settings": ("sampler.num_stesp=3",)}, "did you mean sampler.num_steps?"),
         ("table2", {"settings": ("sampler.step_size=uniform(1,2)",)}, "has rows of its own"),
         ("table2", {"metric": "fid_smal"}, "no evaluation produces it"),
-        ("table2", {"metric": "energy_gap"}, "neither less nor more of it is better; add --mode min or --mode max"),
+        ("table2", {"metric": "energy_gap"}, "neither less nor more of it is better; add `mode` min or `mode` max"),
         ("table2", {"metric": "steps_per_s"}, "no evaluation produces it"),
         ("table2", {"scheduler": "asha"}, "a grid is a table of whole runs"),
         ("table2", {"name": "a/b"}, "a run's name"),
@@ -42,7 +42,7 @@ def test_a_wrong_request_is_one_line(what: str, asked: dict, said: str):
     "asked", [{"seeds": 0}, {"trials": 0}, {"max_concurrent": 0}, {"scheduler": "x"}, {"search": "x"}, {"mode": "x"}]
 )
 def test_an_option_out_of_range_is_named(asked: dict):
-    with pytest.raises(ConfigError, match=f"--{next(iter(asked)).replace('_', '-')}"):
+    with pytest.raises(ConfigError, match=f"`{next(iter(asked))}`"):
         SweepRequest(**asked)
 
 
