@@ -44,7 +44,7 @@ def digits() -> TrainConfig:
             transition_every=0,
             transition_free_steps=0,
         ),
-        loss=LossConfig(cd_weight=40.0, flow_weight=1.0, kl_weight=0.0, entropy_weight=0.0, l2_weight=0.0),
+        loss=LossConfig(cd_weight=40.0, flow_weight=0.25, kl_weight=0.0, entropy_weight=0.0, l2_weight=0.0),
         warmup=WarmupConfig(num_steps=6000, speed=2.0),
         buffer=BufferConfig(
             kind="persistent", capacity=512, restart_fraction=0.05, restart_steps=50, data_fraction=0.5
