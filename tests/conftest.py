@@ -1,8 +1,10 @@
 """What all tests share: the floor below which the suite must not shrink, and one Ray."""
 
+import gc
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -57,7 +59,7 @@ def _start(folder: str, resources: dict[str, int]) -> None:
     """Ray's own start gives up after 30 s, which a busy machine exceeds: three attempts."""
     import ray
 
-    for attempt in range(3):
+    def attempt() -> str:
         try:
             ray.init(
                 address="local",
@@ -69,11 +71,20 @@ def _start(folder: str, resources: dict[str, int]) -> None:
                 _temp_dir=folder,
                 **resources,
             )
-            return
         except Exception as error:  # Ray raises this very class
-            ray.shutdown()
-            if attempt == 2 or "timed out" not in str(error):
-                raise
+            return str(error)
+        return ""
+
+    for _ in range(3):
+        if not (refusal := attempt()):
+            return
+        ray.shutdown()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # the processes of an attempt that failed, which end with this one, are nobody's now
+        if "timed out" not in refusal:
+            break
+    raise RuntimeError(refusal)
 
 
 @contextmanager
