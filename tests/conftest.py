@@ -1,9 +1,10 @@
 """What all tests share: the floor below which the suite must not shrink, and one Ray."""
 
-import atexit
+import gc
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,11 +17,6 @@ ROOT = Path(__file__).parents[1]
 FLOOR = ROOT / "tests" / "floor.txt"
 # Else the other half of the suite starves what a Ray of this one runs.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Judges that one test trains, the next may use, in other processes too; never those of this machine's user.
-if "EBM_TEST_CACHE" not in os.environ:
-    os.environ["EBM_TEST_CACHE"] = tempfile.mkdtemp(prefix="ebm-cache-")
-    atexit.register(shutil.rmtree, os.environ["EBM_TEST_CACHE"], ignore_errors=True)
-os.environ["EBM_CACHE"] = os.environ["EBM_TEST_CACHE"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,7 +59,7 @@ def _start(folder: str, resources: dict[str, int]) -> None:
     """Ray's own start gives up after 30 s, which a busy machine exceeds: three attempts."""
     import ray
 
-    for attempt in range(3):
+    def attempt() -> str:
         try:
             ray.init(
                 address="local",
@@ -75,11 +71,20 @@ def _start(folder: str, resources: dict[str, int]) -> None:
                 _temp_dir=folder,
                 **resources,
             )
-            return
         except Exception as error:  # Ray raises this very class
-            ray.shutdown()
-            if attempt == 2 or "timed out" not in str(error):
-                raise
+            return str(error)
+        return ""
+
+    for _ in range(3):
+        if not (refusal := attempt()):
+            return
+        ray.shutdown()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # the processes of an attempt that failed, which end with this one, are nobody's now
+        if "timed out" not in refusal:
+            break
+    raise RuntimeError(refusal)
 
 
 @contextmanager
