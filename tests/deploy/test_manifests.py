@@ -149,7 +149,7 @@ def test_every_node_of_the_compose_file_asks_for_the_token():
         assert "ray_token" in node["secrets"]
 
 
-DOCUMENTED = (ROOT / "README.md", *ROOT.glob("docs/*.md"), *(ROOT / "orchestrator").glob("*.py"))
+DOCUMENTED = (ROOT / "README.md", *ROOT.glob("docs/*.md"), *(ROOT / "orchestrator").rglob("*.py"))
 SCRIPTS = [path for path in DEPLOY.rglob("*") if path.suffix in (".yaml", ".sh") and path.parent.name != "kuberay"]
 STARTS = re.compile(r"\bray start\s+--(head|address)")
 
