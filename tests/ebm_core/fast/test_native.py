@@ -41,8 +41,8 @@ def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPa
 
 def test_workers_that_compile_side_by_side_all_get_both_files(tmp_path: Path) -> None:
     program = (
-        "from ebm_core import augment, winograd; import torch; winograd.load(); "
-        "from ebm_core.augment import apply_natively, load_native; assert load_native() is apply_natively; "
+        "from ebm_core.fast import winograd; import torch; winograd.load(); "
+        "from ebm_core.fast.augment import apply_natively, load_native; assert load_native() is apply_natively; "
         "print(torch.ops.confab.winograd_pack, torch.ops.confab.augment)"
     )
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
