@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,13 @@ print("heard" if came.wait(60) else "nothing came")
 def test_warnings_of_the_cluster_do_not_appear_on_our_output(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_USAGE_STATS_ENABLED": "0"}
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, timeout=180, check=True
-    )
+    with tempfile.TemporaryDirectory(prefix="o", dir="/tmp") as folder:  # where no other Ray of this machine is found
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD],
+            env=environment | {"RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=True,
+        )
     assert child.stdout == "heard\n"
