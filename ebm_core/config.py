@@ -173,8 +173,8 @@ class LossConfig:
     """Weights of the terms of L_Full = L_CD + L_KL (Section 2.1)."""
 
     cd_weight: float = 1.0
-    """L_CD, Eq. 4. Energies of the order of 1 / (step_size generate_steps), as a warm start makes them, want a weight
-    of that size turned over: gradients near Adam's epsilon of 1e-8 would hardly count."""
+    """L_CD, Eq. 4. Beside a flow term their ratio counts: with energies in units of 1 / (step_size generate_steps),
+    Energy Matching has 0.001 step_size generate_steps for each 1 of loss.flow_weight."""
     kl_weight: float = 1.0
     """L_opt, Eq. 6."""
     entropy_weight: float = 1.0

@@ -90,7 +90,7 @@ def train_step(
         state.monitor.require_finite(state.step, {"loss": metrics["loss"], "gradient norm": metrics["grad_norm"]})
         return metrics
     if state.step == cfg.warmup.num_steps + 1:
-        state.optimizer.state.clear()  # the flow loss has larger gradients: they would hold Adam back for long
+        state.optimizer.state.clear()  # moments of another loss, of gradients of another size
     x_init, condition_neg, slots = chain_starts(state, x_data, cfg, condition)
     energy, frozen = state.engine.chain_energies(condition_neg, cfg.sampler.backprop)
     rng = step_streams(state, "chain", cfg)
