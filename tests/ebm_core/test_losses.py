@@ -219,3 +219,18 @@ def test_opt_samples_limits_the_samples_that_carry_l_opt():
     x_neg = negatives(energy)
     some = improved_cd_loss(energy, images(6), x_neg, None, LossConfig(opt_samples=2)).terms["opt"]
     torch.testing.assert_close(some, energy(x_neg[:2]).mean())
+
+
+def test_a_trimmed_divergence_leaves_out_the_samples_of_lowest_energy():
+    data, negatives = torch.tensor([1.0, 3.0, 1.0, 3.0]), torch.tensor([4.0, -9.0, 6.0, 5.0])
+    assert contrastive_divergence(data, negatives, 0.25).item() == 2.0 - 5.0
+    assert contrastive_divergence(data, negatives).item() == 2.0 - 1.5
+
+
+def test_below_its_floor_the_divergence_pushes_no_further():
+    data, negatives = torch.tensor([1.0], requires_grad=True), torch.tensor([4.0], requires_grad=True)
+    value = contrastive_divergence(data, negatives, floor=-2.0)
+    assert value.item() == -2.0
+    assert [float(g) for g in torch.autograd.grad(value, [data, negatives])] == [0.0, 0.0]
+    above = contrastive_divergence(data, negatives, floor=-4.0)
+    assert [float(g) for g in torch.autograd.grad(above, [data, negatives])] == [1.0, -1.0]

@@ -298,3 +298,14 @@ def test_adam_begins_anew_at_the_seam():
     state = init_state(cfg)
     advance(state, cfg, 4)
     assert {int(moments["step"]) for moments in state.optimizer.state.values()} == {1}
+
+
+def test_with_chains_from_data_the_others_still_return_to_their_own_slots():
+    cfg = tiny_config(buffer=BufferConfig(kind="persistent", capacity=64, num_shards=4, data_fraction=0.5))
+    state = init_state(cfg)
+    state.buffer.add(torch.zeros(64, 1, 8, 8), torch.Generator().manual_seed(0))
+    slots = torch.arange(8) * 8 + 3  # two of each shard's sixteen
+    insert(state, torch.full((8, 1, 8, 8), 0.5), slots, cfg, None)
+    levels, _ = state.buffer.read(torch.arange(64))
+    own = ~torch.cat(starts_at_data(state, cfg))
+    assert levels[:, 0, 0, 0].nonzero().view(-1).tolist() == slots[own].tolist()
