@@ -8,7 +8,7 @@ from typing import Any
 from ebm_core.config import to_tree
 from ebm_core.presets import PRESETS
 from orchestrator.records import provenance, runs
-from orchestrator.records.rows import METRIC_NAMES, training_seconds
+from orchestrator.records.rows import training_seconds
 from orchestrator.settings.job import job_preset
 from orchestrator.settings.trees import differences, flatten
 from orchestrator.storage.interface import StorageError
@@ -120,7 +120,7 @@ def read_rows(run: Run) -> dict[str, list[Any]]:
         table = runs.read_metrics(run)
     except (StorageError, OSError, ValueError):  # pyarrow's errors are of the latter two
         return {"step": []}
-    columns = {name: table[name].to_pylist() for name in ("step", *METRIC_NAMES)}
+    columns = table.to_pydict()
     return {name: values for name, values in columns.items() if name == "step" or any(v is not None for v in values)}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ebm_core.errors import ConfigError
-from orchestrator.records.rows import METRIC_NAMES
+from orchestrator.records.rows import about_column
 from orchestrator.records.scores import ema_grid_key, headline
 from orchestrator.reports.pictures import grid_steps, read_picture
 from orchestrator.reports.run_data import RunData, gather
@@ -77,7 +77,7 @@ def events(data: RunData) -> Iterator[Any]:
     for name, values in data.rows.items():
         if name in UNPLOTTED:
             continue
-        said = METRIC_NAMES[name]
+        said = about_column(name)
         what = said.help + (f" [{said.unit}]" if said.unit else "")
         for step, value in zip(data.rows["step"], values, strict=True):
             if value is not None:

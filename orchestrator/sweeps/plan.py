@@ -11,7 +11,7 @@ from typing import Any, cast
 from ebm_core.config import to_tree
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
-from orchestrator.records.rows import METRIC_NAMES, WALL_CLOCK
+from orchestrator.records.rows import METRIC_NAMES, WALL_CLOCK, column_name, is_column
 from orchestrator.records.sweeps import Row, SweepPlan
 from orchestrator.settings.job import JobConfig, headline_metric, job_preset
 from orchestrator.settings.overrides import override
@@ -169,7 +169,7 @@ def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, reques
     require_run_name(name)
     if len(name) > 80:
         raise ConfigError(f"`name` {name!r:.90}: at most 80 characters, for its trials' runs have longer names")
-    metric = request.metric or headline_metric(base.data.name)
+    metric = metric_of(request, base)
     return SweepPlan(
         name=name,
         kind=kind,
@@ -181,6 +181,11 @@ def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, reques
         seeds=tuple(range(request.seed, request.seed + request.seeds)),
         scheduler=cast(Any, request.scheduler),
     )
+
+
+def metric_of(request: SweepRequest, job: JobConfig) -> str:
+    """What the sweep's trials are compared by."""
+    return column_name(request.metric or headline_metric(job.data.name))
 
 
 def better_mode(metric: str) -> str:
@@ -199,9 +204,9 @@ def prepare(job: JobConfig, request: SweepRequest) -> JobConfig:
     """The base job with what a sweep needs: its metric among the scores, and a score at the end of training."""
     from workers.metrics.registry import METRICS
 
-    metric, evaluation = request.metric or headline_metric(job.data.name), job.evaluation
+    metric, evaluation = metric_of(request, job), job.evaluation
     columns = [name for name in METRIC_NAMES if name not in WALL_CLOCK]
-    if metric not in METRICS and metric not in columns:
+    if metric not in METRICS and (metric in WALL_CLOCK or not is_column(metric)):
         near = difflib.get_close_matches(metric, [*METRICS, *columns], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"`metric` {metric}: no evaluation produces it; known are {', '.join(METRICS)}{hint}")
