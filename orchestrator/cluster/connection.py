@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from ebm_core.errors import EbmError
+from ebm_core.errors import EbmError, first_line
 from orchestrator.cluster import ray_internals
 
 QUIET_ENV = {
@@ -137,11 +137,6 @@ def _interrupts_wait() -> Iterator[None]:
         if came:
             ray.shutdown()
             raise KeyboardInterrupt
-
-
-def first_line(why: BaseException) -> str:
-    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
-    return lines[0] if lines else type(why).__name__
 
 
 def is_shared() -> bool:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ebm_core.errors import ConfigError, EbmError
+from ebm_core.errors import ConfigError, EbmError, kind_and_line
 from orchestrator.records.sweeps import SweepRecord
 from orchestrator.reports.compare_page import compare_page
 from orchestrator.reports.run_page import run_page
@@ -27,8 +27,7 @@ def leave_page(run: Run, say: Callable[[str], None]) -> str | None:
         run.write_bytes(PAGE, run_page(run).encode())
         return PAGE
     except Exception as error:  # whatever it is, training has come to its end already
-        first = (str(error).splitlines() or [""])[0]
-        say(f"the page of {run.name} could not be made ({type(error).__name__}: {first}); try `ebm report {run.name}`")
+        say(f"the page of {run.name} could not be made ({kind_and_line(error)}); try `ebm report {run.name}`")
         return None
 
 

@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.tune.experiment import Trial as TuneTrial
 
 from ebm_core.config import to_tree
-from ebm_core.errors import ConfigError
+from ebm_core.errors import ConfigError, first_line
 from orchestrator.cluster import connection, environment, mailbox
 from orchestrator.records import catalogue
 from orchestrator.records.sweeps import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
@@ -87,8 +87,7 @@ def run_sweep(
                 record.create_plan(plan)
                 number = driver.work()
             except RayError as why:
-                told = str(why).splitlines()[0]
-                raise TrainingError(f"lost the Ray that ran the sweep ({told}); run it again") from None
+                raise TrainingError(f"lost the Ray that ran the sweep ({first_line(why)}); run it again") from None
             finally:
                 owner.release()
     return record.read(), number

@@ -1,7 +1,6 @@
 """From what a person asks of `ebm sweep` to a checked plan: everything that is wrong is refused here, in a line."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ebm_core.config import to_tree
-from ebm_core.errors import ConfigError
+from ebm_core.errors import ConfigError, did_you_mean
 from ebm_core.presets import PRESETS
 from orchestrator.records.rows import METRIC_NAMES, WALL_CLOCK, column_name, is_column
 from orchestrator.records.sweeps import Row, SweepPlan
@@ -86,8 +85,7 @@ def make_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
         return _grid_plan(what, request)
     if what in PRESETS:
         return _values_plan(request.name, replace(request, preset=what))
-    near = difflib.get_close_matches(what, [*GRIDS, *PRESETS], n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(what, [*GRIDS, *PRESETS])
     raise ConfigError(f"sweep {what!r}: give a grid ({', '.join(GRIDS)}), a preset or a file .yaml{hint}")
 
 
@@ -207,8 +205,7 @@ def prepare(job: JobConfig, request: SweepRequest) -> JobConfig:
     metric, evaluation = metric_of(request, job), job.evaluation
     columns = [name for name in METRIC_NAMES if name not in WALL_CLOCK]
     if metric not in METRICS and (metric in WALL_CLOCK or not is_column(metric)):
-        near = difflib.get_close_matches(metric, [*METRICS, *columns], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(metric, [*METRICS, *columns])
         raise ConfigError(f"`metric` {metric}: no evaluation produces it; known are {', '.join(METRICS)}{hint}")
     if metric in METRICS and metric not in evaluation.metrics:
         evaluation = replace(evaluation, metrics=(*evaluation.metrics, metric))
@@ -324,6 +321,5 @@ def _known(tree: Any, known: Sequence[str], where: str) -> None:
         raise ConfigError(f"{where}: must be a map with the keys {', '.join(known)}")
     for key in tree:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            hint = did_you_mean(str(key), known, cutoff=0.4) or f"; known are {', '.join(known)}"
             raise ConfigError(f"{where}: unknown key {key!r}{hint}")

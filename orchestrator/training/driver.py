@@ -19,7 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ebm_core.config import to_tree
-from ebm_core.errors import DivergenceError, EbmError
+from ebm_core.errors import DivergenceError, EbmError, kind_and_line
 from orchestrator.cluster import connection, environment, mailbox, ray_internals
 from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, worker_resources
 from orchestrator.evaluation.beside_training import Scorer
@@ -305,6 +305,4 @@ def _own_error(error: BaseException) -> EbmError | None:
 
 def _one_line(error: BaseException) -> str:
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    inner = ray_internals.cause(failures[0])
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[0] if lines else ''}"
+    return kind_and_line(ray_internals.cause(failures[0]))
