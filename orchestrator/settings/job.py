@@ -1,7 +1,6 @@
 """The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster."""
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +8,8 @@ from typing import Any
 from ebm_core.config import TrainConfig, from_tree, require
 from ebm_core.data.catalog import NUM_CLASSES
 from ebm_core.errors import ConfigError, did_you_mean
+from ebm_core.places import RUN_NAME_RULE, is_run_name
 from ebm_core.presets import PRESETS
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,8 +112,7 @@ class JobConfig(TrainConfig):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)  # zero-argument super() does not work in a dataclass with slots
         if self.name is not None:
-            allowed = "must be 1 to 128 of the letters A-Z a-z 0-9 . _ - and not start with . or -"
-            require(_NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
+            require(is_run_name(self.name), "name", self.name, RUN_NAME_RULE)
         require(
             bool(self.storage) and "\0" not in self.storage, "storage", self.storage, "must be a folder or s3:// URI"
         )
