@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ebm_core.config import TrainConfig, from_tree, require
-from ebm_core.data.catalog import NUM_CLASSES
+from ebm_core.data import DATASETS
 from ebm_core.errors import ConfigError, did_you_mean
 from ebm_core.places import RUN_NAME_RULE, is_run_name
 from ebm_core.presets import PRESETS
@@ -141,8 +141,6 @@ class JobConfig(TrainConfig):
 
 def _check_registered_names(job: JobConfig) -> None:
     """`data.name` and `evaluation.metrics` are keys of dictionaries that live with the code that they name."""
-    from ebm_core.data import DATASETS
-
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
     if not job.evaluation.metrics:
@@ -181,7 +179,7 @@ def job_preset(name: str) -> JobConfig:
 
 def headline_metric(data: str) -> str:
     """The score by which runs on a data set are compared where nothing else is asked for (docs/results/judges.md)."""
-    return "fid_judge" if NUM_CLASSES.get(data) else "fid_rotation"
+    return "fid_judge" if data in DATASETS and DATASETS[data].num_classes else "fid_rotation"
 
 
 def _judged(metrics: Sequence[str], data: str) -> tuple[str, ...]:
