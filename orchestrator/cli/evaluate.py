@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from orchestrator.cli.options import Address, RunName, Storage
+from orchestrator.cli.options import Address, Checkpoint, RunName, Storage
 from orchestrator.terminal.tables import open_console, print_table
 
 
@@ -20,7 +20,7 @@ def evaluate(
             "composition."
         ),
     ],
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    checkpoint: Checkpoint = None,
     num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
     num_reference: Annotated[
         int, typer.Option(min=2, help="At most so many training images behind scores in Inception features.")
@@ -182,7 +182,7 @@ def sample(
     count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images.")] = 64,
     out: Annotated[Optional[Path], typer.Option(help="PNG file to write. Default: <run>-<step>.png here.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(min=0, help="Samples of one seed are the same each time.")] = 0,
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    checkpoint: Checkpoint = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Langevin steps. Default: sampler.generate_steps.")] = None,
     storage: Storage = "./runs",
 ) -> None:

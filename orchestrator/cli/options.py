@@ -25,6 +25,23 @@ Address = Annotated[
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
 ]
+
+
+def _step(text: str) -> str:
+    if text != "best" and not text.isdecimal():
+        raise typer.BadParameter(f"{text} is neither the number of a training step nor `best`")
+    return text
+
+
+Checkpoint = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        parser=_step,
+        metavar="STEP",
+        help="Step of the checkpoint, or `best`: the one with the best value of the score that checkpoint.best names "
+        "(fid_judge or fid_rotation where it names none). Default: the newest.",
+    ),
+]
 Storage = Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")]
 
 

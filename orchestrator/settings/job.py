@@ -23,6 +23,9 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step always has one."""
     keep: int = 3
     """Newest checkpoints that stay in storage; up to 8 older ones stay until they are scored (evaluation.every)."""
+    best: str | None = None
+    """Score of evaluation.metrics, such as fid_judge, by which the best checkpoint stays in storage too, however old,
+    since quality may peak and fall; `--checkpoint best` names it in commands. null: only the newest stay."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
@@ -149,6 +152,9 @@ def _check_registered_names(job: JobConfig) -> None:
 
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
+    if job.checkpoint.best is not None and not (job.evaluation.metrics and job.evaluation.every):
+        unscored = "needs scores beside training; set evaluation.every to a multiple of checkpoint.every"
+        raise ConfigError(f"checkpoint.best = {job.checkpoint.best!r}: {unscored}")
     if not job.evaluation.metrics:
         return
     from workers.metrics.registry import METRICS  # scikit-learn takes its time
@@ -159,9 +165,15 @@ def _check_registered_names(job: JobConfig) -> None:
         if name not in STUDY_NAMES:
             raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDY_NAMES))}")
     count = job.evaluation.num_images
-    for name in set(job.evaluation.metrics) - set(strange):
+    scores = [name for name in job.evaluation.metrics if name not in strange]
+    for name in scores:
         least = METRICS[name].least
         require(count >= least, "evaluation.num_images", count, f"must be at least {least} for {name}")
+    if (best := job.checkpoint.best) is not None:
+        ranked = [name for name in scores if METRICS[name].better is not None]
+        if best not in ranked:
+            told = ", ".join(ranked) or "none of which says which of two checkpoints is better"
+            raise ConfigError(f"checkpoint.best = {best!r}: must be a score of evaluation.metrics: {told}")
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -52,7 +52,7 @@ BASES: dict[str, tuple[str, ...]] = {
         "augment.blur_prob=0",
         "augment.crop_scale=0.7,1",
     ),
-    "mnist": ("augment.crop_scale=0.7,1",),
+    "mnist_paper": ("augment.crop_scale=0.7,1",),
 }
 """Settings of a preset in every row of every grid, where a grid may switch on what the preset has off."""
 
