@@ -22,12 +22,16 @@ def sweep(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help="table2, figure9, figure7, truncation, buffer, steps; a preset; or a file .yaml."
+            metavar="WHAT",
+            help="table2, figure9, figure7, truncation, buffer, steps, recipe; a preset; or a file .yaml.",
         ),
     ],
     settings: Settings = None,
     name: Annotated[Optional[str], typer.Option(help="Name of the sweep. Default: from WHAT and the preset.")] = None,  # noqa: UP045
-    preset: Annotated[Optional[str], typer.Option(help="Of a grid. Default: cifar10; digits with --smoke.")] = None,  # noqa: UP045
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Preset that a grid runs on. Default: cifar10; digits for recipe, and with --smoke."),
+    ] = None,
     metric: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
