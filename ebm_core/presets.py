@@ -160,6 +160,11 @@ def _faces_and_rooms(data: str) -> TrainConfig:
     )
 
 
+def cifar10_small() -> TrainConfig:
+    """CIFAR-10 by the recipe of `digits` on convolutions of 0.9 million parameters: hours on a CPU."""
+    return _small_convolutions(DataConfig(name="cifar10", image_size=32), 60_000, (32, 64, 128, 256))
+
+
 def celeba_hq() -> TrainConfig:
     """Unconditional CelebA-HQ at 128 x 128 (A.2)."""
     return _faces_and_rooms("celeba_hq")
@@ -191,6 +196,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "fashion_mnist": fashion_mnist,
     "fashion_mnist_paper": fashion_mnist_paper,
     "cifar10": cifar10,
+    "cifar10_small": cifar10_small,
     "celeba_hq": celeba_hq,
     "lsun_bedroom": lsun_bedroom,
     "objects": objects,
