@@ -12,7 +12,7 @@ from ebm_core.config import DataConfig, from_tree
 from ebm_core.errors import ConfigError
 from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import storage_environment
-from orchestrator.cluster.pool import Pool, Say, Take
+from orchestrator.cluster.pool import Pool, PoolRunner, Say
 from orchestrator.evaluation import chains, composition, ood
 from orchestrator.evaluation.actors import FetchCheckpoint, _num_actors, check_weights, new_actor
 from orchestrator.evaluation.request import EvaluationRequest
@@ -23,9 +23,10 @@ from orchestrator.storage.commits import step_name
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
+from workers.evaluator import score_all
 from workers.features.weights import Weights
 from workers.metrics.registry import METRICS
-from workers.scoring import Calls, check_request, score_all
+from workers.scoring import check_request
 
 __all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]
 
@@ -65,7 +66,7 @@ def evaluate(
     start_ray(address, say)
     make = partial(new_actor, FetchCheckpoint(run.store.uri, run.name, storage_environment()), request, weights)
     with Pool(make, _num_actors(request), say) as pool:
-        found = score(Asked(request, pool, step, trained, run, results_folder(step)))
+        found = score(Asked(request, PoolRunner(pool, (step,)), trained, run, results_folder(step)))
     store_results(run, request, step, found)
     catalogue.update(run.store, [run.name])
     return run, step, found
@@ -77,16 +78,12 @@ def results_folder(step: int) -> str:
 
 
 def score(asked: Asked) -> dict[str, Document]:
-    """The result of everything that was asked for, by the actors of `asked.pool`."""
-    request, pool, step = asked.request, asked.pool, asked.step
+    """The result of everything that was asked for."""
+    request = asked.request
     names = tuple(name for name in request.metrics if name in METRICS)
     for study in _studies(request).values():
         study.prepare(asked)
-
-    def run(calls: Calls, take: Take) -> None:
-        pool.run({key: (step, *call) for key, call in calls.items()}, take)
-
-    found = score_all(run, names, request.num_images, request.seed) if names else {}
+    found = score_all(asked.runner, names, request.num_images, request.seed) if names else {}
     return found | {name: study.measure(asked) for name, study in _studies(request).items()}
 
 

@@ -50,7 +50,7 @@ def store(run: Run, settings: JobConfig, step: int) -> None:
 class Here:
     """A pool of one evaluator in this process; `before` may raise what an actor might."""
 
-    before = staticmethod(lambda method: None)
+    before = staticmethod(lambda function: None)
     made = 0
 
     def __init__(self, run: Run) -> None:
@@ -59,13 +59,13 @@ class Here:
 
     def run(self, calls, take=None):
         found = {}
-        for key, (step, method, *arguments) in calls.items():
-            self.before(method)
+        for key, (step, call) in calls.items():
+            self.before(call.function)
             if self._open[0] != step:
                 with tempfile.TemporaryDirectory() as folder:
                     evaluator = Evaluator.from_checkpoint(self._run.fetch_checkpoint(step, Path(folder)))
                 self._open = (step, evaluator)
-            (take or found.__setitem__)(key, getattr(self._open[1], method)(*arguments))
+            (take or found.__setitem__)(key, call(self._open[1]))
         return found
 
     def close(self) -> None: ...
@@ -200,8 +200,8 @@ def test_a_scorer_that_dies_once_is_tried_again_with_fresh_actors(scored, tmp_pa
     store(run, job(tmp_path), 2)
     died = threading.Event()
 
-    def die_once(method: str) -> None:
-        if method == "score_shard" and not died.is_set():
+    def die_once(function: object) -> None:
+        if function is Evaluator.score_shard and not died.is_set():
             died.set()
             raise ClusterError("4 scoring actors have died")
 
@@ -217,8 +217,8 @@ def test_a_scorer_that_cannot_work_gives_up_stores_nothing_and_goes_on_with_the_
         store(run, job(tmp_path), step)
     calls = iter(["bad", "bad"])
 
-    def fail_at_first(method: str) -> None:
-        if method == "grid_png" and next(calls, None):
+    def fail_at_first(function: object) -> None:
+        if function is Evaluator.grid_png and next(calls, None):
             raise DataError("no grid today")
 
     monkeypatch.setattr(Here, "before", staticmethod(fail_at_first))
