@@ -71,7 +71,7 @@ USE: dict[str, tuple[str, tuple[str, ...]]] = {
     "sweep": (
         "The paper's grids by name, or a preset with values to try. The same command after a stop runs only what is "
         "missing. `--dry-run` says beforehand how many trials there are and how long they may take.",
-        ("ebm sweep digits optimizer.lr=1e-4,1e-3 --seeds 2 --name lr",),
+        (),
     ),
     "report": (
         "A page to look at or to send. See [the page of a run](report.md).",

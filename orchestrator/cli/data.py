@@ -50,11 +50,10 @@ def data_download(
     settings: Annotated[Optional[list[str]], typer.Argument(metavar="[data.root=FOLDER]")] = None,  # noqa: UP045
 ) -> None:
     """Download a data set through torchvision into data.root, in the layout that training reads."""
-    from ebm_core.data import download
+    from ebm_core.data import absolute_root, download
 
-    job = _data_job(name, settings)
-    download(job.data.name, job.data.root)
-    print(f"{name} is in {Path(job.data.root).absolute()}")
+    data = _data_job(name, settings).data
+    print(download(data.name, absolute_root(data.root)))
 
 
 @data_app.command("check")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from orchestrator.cli.options import Address, Settings
+from orchestrator.cli.options import Address
 from orchestrator.terminal.tables import open_console, print_table
 
 if TYPE_CHECKING:
@@ -26,7 +26,16 @@ def sweep(
             help="table2, figure9, figure7, truncation, buffer, steps, recipe; a preset; or a file .yaml.",
         ),
     ],
-    settings: Settings = None,
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            metavar="[PATH=VALUE]...",
+            help="Settings of every trial, and beside a preset the values to try: a list such as "
+            "optimizer.lr=1e-4,1e-3 (a grid: every combination of lists, with every seed) or a range such as "
+            "sampler.step_size='loguniform(0.5,10)' (a search). model.widths=8,16,16 is one value, as everywhere; "
+            "two of them are model.widths='[8,16],[16,32]'.",
+        ),
+    ] = None,
     name: Annotated[Optional[str], typer.Option(help="Name of the sweep. Default: from WHAT and the preset.")] = None,  # noqa: UP045
     preset: Annotated[
         Optional[str],  # noqa: UP045
@@ -40,7 +49,7 @@ def sweep(
         ),
     ] = None,
     mode: Annotated[Optional[str], typer.Option(help="min or max. Default: what is better for the metric.")] = None,  # noqa: UP045
-    seeds: Annotated[int, typer.Option(help="Of a grid: so many seeds for each row.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds for each row of a grid.")] = 1,
     seed: Annotated[int, typer.Option(help="First seed of a grid; the seed of a search.")] = 0,
     trials: Annotated[int, typer.Option(help="Of a search.")] = 16,
     max_concurrent: Annotated[
@@ -57,6 +66,7 @@ def sweep(
     """Run a grid of the paper, or a search, as trials on Ray; the same command goes on where it was interrupted.
 
     Examples: ebm sweep table2 --smoke
+    ebm sweep digits optimizer.lr=1e-4,1e-3 --seeds 2 --name lr
     ebm sweep digits sampler.step_size='loguniform(0.5,10)' --trials 8 --scheduler asha
     """
     from orchestrator.sweeps.plan import SweepRequest, concurrent_trials, make_plan
