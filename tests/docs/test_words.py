@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -12,6 +13,7 @@ from docs import command_reference, config_reference
 from ebm_core.presets import PRESETS
 from orchestrator.settings.job import JobConfig
 
+ROOT = Path(__file__).parents[2]
 LEANS = re.compile(
     r"(Of|As above|See above|As|Ditto|The same|These|Those|This|That|Their|Its|It|They|Them|Such|Also|And|Or|But|Once|"
     r"Otherwise|With|Same|Section|Appendix|Fig|Eq)\b"
@@ -86,6 +88,37 @@ def helps() -> Iterator[tuple[str, str]]:
         for parameter in command.params:
             if parameter.name != "help":
                 yield f"ebm {name} {parameter.opts[0]}", " ".join((getattr(parameter, "help", "") or "").split())
+
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+SEVERAL = {
+    "metric": r"(?i)\bmetrics?\b",
+    "shard without its kind": r"(?i)(?<!batch )(?<!image )(?<!file )\bshards?\b",
+    "a package index": r"pypi\.org",
+}
+"""Words that once had several meanings; docs/words.md, which says so, is the place of the old ones."""
+
+
+def prose(text: str) -> str:
+    """A page without what stands in code."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "words.md"], ids=lambda page: page.name)
+def test_a_page_uses_the_words_of_the_list_of_words(page: Path):
+    text = page.read_text()
+    found = [
+        (name, line) for name, word in SEVERAL.items() for line in prose(text).splitlines() if re.search(word, line)
+    ]
+    assert found == []
+
+
+def test_the_list_of_words_names_settings_and_options_that_exist():
+    named = set(re.findall(r"`((?:[a-z]+\.[a-z_]+)|--[a-z-]+)`", (ROOT / "docs" / "words.md").read_text()))
+    options = {option for _, command in command_reference.commands() for one in command.params for option in one.opts}
+    paths = {path for path, _ in settings()} | {"prepared.json", "workers.metrics", "state.shards"}
+    assert len(named) >= 12
+    assert named <= options | paths
 
 
 def refused(texts: Iterator[tuple[str, str]]) -> list[str]:
