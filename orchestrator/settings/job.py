@@ -25,8 +25,8 @@ class CheckpointConfig:
     """Number of newest checkpoints kept in storage; up to 8 older ones wait there for their scores
     (evaluation.every)."""
     best: str | None = None
-    """Score of evaluation.metrics, such as fid_judge, by which the best checkpoint stays in storage too, however old,
-    since quality may peak and fall; `--checkpoint best` names it in commands. null: only the newest stay."""
+    """Score by which the best checkpoint stays in storage too, however old, since quality may peak and fall: one of
+    `evaluation.metrics`, such as fid_judge. Commands take `best` for its step. null: only the newest stay."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")

@@ -186,7 +186,7 @@ def _recipe(job: JobConfig) -> tuple[Row, ...]:
     if not 0 < job.warmup.num_steps < job.train.num_steps:
         raise ConfigError(
             f"grid recipe: takes apart a warm start and what follows it; warmup.num_steps = {job.warmup.num_steps} of "
-            f"train.num_steps = {job.train.num_steps} has not both (`--preset digits` or `--preset mnist` has)"
+            f"train.num_steps = {job.train.num_steps} has not both; the presets digits and mnist have"
         )
     changes = {
         "full": ("the whole recipe", ()),
