@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from orchestrator.cli.options import Address, RunName, Storage
+from orchestrator.cli.options import Address, Checkpoint, RunName, Storage
 from orchestrator.terminal.tables import open_console, print_table
 
 
@@ -15,23 +15,26 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help="Names, separated by commas: fid, kid, inception_score, precision_recall; fid_judge, fid_rotation, "
-            "fid_medium, fid_small and their kin; energy_gap, nearest_train, diversity, classifier; ood, chains, "
-            "composition."
+            help="Scores and studies to compute, separated by commas. Scores: energy_gap, nearest_train, diversity, "
+            "classifier, and fid_X, kid_X, precision_recall_X in features X = judge, rotation, medium or small; fid, "
+            "kid, precision_recall and inception_score need Inception-V3's weights. Studies: ood, chains, composition."
         ),
     ],
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
-    num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
+    checkpoint: Checkpoint = None,
+    num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Number of generated images to score.")] = 1000,
     num_reference: Annotated[
-        int, typer.Option(min=2, help="At most so many training images behind scores in Inception features.")
+        int,
+        typer.Option(min=2, help="Largest number of training images that scores in Inception features compare with."),
     ] = 50_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
-    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors. Default: one per CPU or GPU.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="A GPU for each actor.")] = False,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes that share the work. Default: one per CPU or GPU.")
+    ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Reserve a GPU for each process.")] = False,
     cache: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="Folder of installed weights, trained judges and kept features. Default: EBM_CACHE, else "
+            help="Folder with installed weights, trained judges and kept features. Default: EBM_CACHE, else "
             "~/.cache/confab-ebm."
         ),
     ] = None,
@@ -39,27 +42,38 @@ def evaluate(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="NAME[=FOLDER]",
-            help="A set for the metric ood, or any folder of images; once per set. Default: Table 3's for CIFAR-10.",
+            help="Data set to tell from the model's own (study `ood`): a known name, or any folder of images. Give the "
+            "option once per set. Default: the sets of Table 3, for CIFAR-10.",
         ),
     ] = None,
     ood_images: Annotated[
-        int | None, typer.Option(min=2, help="At most so many images of each set. Default: all.")
+        int | None, typer.Option(min=2, help="Largest number of images of each set (study `ood`). Default: all.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="Of the metric ood: strict or paper_code.")] = "strict",
+    protocol: Annotated[
+        str, typer.Option(help="Protocol of the study `ood`: strict, or paper_code, which follows the published code.")
+    ] = "strict",
     cifar100_fault: Annotated[
-        bool, typer.Option("--cifar100-fault", help="With paper_code: also its CIFAR-100 reader, stuck at one image.")
+        bool,
+        typer.Option(
+            "--cifar100-fault",
+            help="Add the published CIFAR-100 reader, which repeats a single image (--protocol paper_code).",
+        ),
     ] = False,
-    chains: Annotated[int, typer.Option(min=2, max=100_000, help="Pool of the metric chains.")] = 64,
-    chain_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Langevin steps of these chains.")] = 1000,
-    descent_steps: Annotated[int, typer.Option(min=20, max=10**6, help="Of their noiseless descent (Fig. 8).")] = 1000,
+    chains: Annotated[int, typer.Option(min=2, max=100_000, help="Number of long chains (study `chains`).")] = 64,
+    chain_steps: Annotated[
+        int, typer.Option(min=20, max=10**6, help="Length of each long chain, in Langevin steps (study `chains`).")
+    ] = 1000,
+    descent_steps: Annotated[
+        int, typer.Option(min=20, max=10**6, help="Length of the descent without noise (study `chains`, Fig. 8).")
+    ] = 1000,
     chain_transitions: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Steps between their augmentations. Default: sampler.transition_every."),
+        typer.Option(min=1, help="Steps between augmentations (study `chains`). Default: sampler.transition_every."),
     ] = None,
     storage: Storage = "./runs",
     address: Address = None,
 ) -> None:
-    """Score a stored checkpoint on Ray and write the results beside it.
+    """Score a stored checkpoint, on Ray. The scores are stored beside it.
 
     Example: ebm evaluate digits-0001 --metrics fid_judge,kid_judge,ood --ood interpolation --ood noise
     """
@@ -114,30 +128,40 @@ def compose(
         list[str],
         typer.Argument(
             metavar="RUN[@STEP][:CONDITION]...",
-            help="Two runs or more of one data set. CONDITION: attributes such as left=1,top=0, or a class.",
+            help="Two or more runs of one data set. CONDITION is a class, or attributes such as left=1,top=0.",
         ),
     ],
-    op: Annotated[str, typer.Option(help="and: product. or: mixture. not: the first without the others.")] = "and",
+    op: Annotated[
+        str,
+        typer.Option(
+            help="How energies combine: `and` (product), `or` (mixture), `not` (the first without the others)."
+        ),
+    ] = "and",
     weight: Annotated[
         Optional[list[float]],  # noqa: UP045
-        typer.Option(help="Once for each energy, in order; for `not`, for each after the first."),
+        typer.Option(
+            help="Weight of an energy: once per energy, in order; for `not`, once per energy after the first."
+        ),
     ] = None,
     constants: Annotated[
         str,
         typer.Option(
-            help="code: as published (and: step size over the number of energies; or: sharpness 100; not: weight "
-            "0.001). paper: the bare forms."
+            help="Constants of the composition. `code`, as published: step size over the number of energies (and), "
+            "sharpness 100 (or), weight 0.001 (not). `paper`: step size unchanged, sharpness 1, --weight needed (not)."
         ),
     ] = "code",
     sharpness: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="or: of -log(sum of exp(-sharpness E)) / sharpness."),
+        typer.Option(help="Sharpness s of a mixture, -log(sum of exp(-s E)) / s (--op or)."),
     ] = None,
-    num_images: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of the composition, and of each run.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Images of one seed are the same each time.")] = 0,
+    num_images: Annotated[
+        int,
+        typer.Option(min=1, max=1_000_000, help="Number of images to draw from the composition, and from each run."),
+    ] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images: equal seeds draw equal images.")] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Langevin steps. Default: the first run's sampler.generate_steps."),
+        typer.Option(min=1, help="Number of Langevin steps. Default: the first run's sampler.generate_steps."),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -145,12 +169,12 @@ def compose(
     ] = None,
     actors: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Ray actors, one CPU each. Default: all CPUs."),
+        typer.Option(min=1, help="Number of processes that share the work, one CPU each. Default: one per CPU."),
     ] = None,
     storage: Storage = "./runs",
     address: Address = None,
 ) -> None:
-    """Draw from several trained energies at once, and have each factor that was asked for judged.
+    """Draw from several trained energies combined, and judge whether each image has what was asked for.
 
     Example: ebm compose shapes:cube sides:left=1 --op and --out cube-left.png
     """
@@ -179,14 +203,19 @@ def compose(
 
 def sample(
     run: RunName,
-    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images.")] = 64,
-    out: Annotated[Optional[Path], typer.Option(help="PNG file to write. Default: <run>-<step>.png here.")] = None,  # noqa: UP045
-    seed: Annotated[int, typer.Option(min=0, help="Samples of one seed are the same each time.")] = 0,
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Langevin steps. Default: sampler.generate_steps.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images to draw.")] = 64,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PNG file to write. Default: <run>-<step>.png in this folder."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images: equal seeds draw equal images.")] = 0,
+    checkpoint: Checkpoint = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of Langevin steps. Default: sampler.generate_steps.")
+    ] = None,
     storage: Storage = "./runs",
 ) -> None:
-    """Draw images from the averaged (EMA) model of a stored run."""
+    """Draw images from a stored run, by its averaged (EMA) model."""
     from orchestrator.evaluation.sample import draw_grid
 
     def say(text: str) -> None:

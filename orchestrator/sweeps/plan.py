@@ -96,10 +96,10 @@ def concurrent_trials(what: str, request: SweepRequest) -> int | None:
 
 def _grid_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
     grid = find_grid(what)
-    preset = request.preset or ("digits" if request.smoke else "cifar10")
+    preset = request.preset or ("digits" if request.smoke else grid.preset)
     job = grid_base(grid, preset)
     settings = _single_values(request, f"grid {what}")
-    base = prepare(override(job, [*(SMOKE if request.smoke else ()), *settings]), request)
+    base = prepare(override(job, [*((*SMOKE, *grid.smoke) if request.smoke else ()), *settings]), request)
     name = request.name or f"{what}-{preset}{'-smoke' if request.smoke else ''}"
     plan = _plan(name, "grid", grid.title, preset, base, request)
     return _checked_grid(replace(plan, rows=grid.rows(base), note=grid.note), base)
