@@ -77,7 +77,8 @@ def train_step(
     """Draw, augment, sample, loss, backward, sync, step, average, insert; moves `state` in place.
 
     x_data: this worker's part (b c h w) of the global batch, in [0, 1]; condition: (b k) for a conditional energy.
-    Returns the step's metrics, averaged over workers. Raises DivergenceError, with the state as it then is.
+    Returns the step's metrics, averaged over workers, with each weighted term of the loss as `loss/<term>`. Raises
+    DivergenceError, with the state as it then is.
     The first `warmup.num_steps` steps match flows instead (`warmup.py`): they have neither chains nor a buffer.
     """
     _check_batch(state, x_data, cfg)
@@ -126,7 +127,8 @@ def _descend(
     norms = _term_norms(terms, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}
     state.optimizer.zero_grad()
     total.backward(inputs=parameters)
-    metrics = _floats({"loss": total, **terms, **watched}) | norms
+    weighted = {f"loss/{name}": term for name, term in terms.items()}
+    metrics = _floats({"loss": total, **weighted, **watched}) | norms
     _sync(sync, parameters, metrics)
     metrics["grad_norm"] = _clip(parameters, settings.grad_clip)
     state.optimizer.param_groups[0].update(lr=settings.lr, betas=settings.betas)

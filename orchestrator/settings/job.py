@@ -1,7 +1,6 @@
 """The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 
 from ebm_core.config import TrainConfig, from_tree, require
 from ebm_core.data.catalog import NUM_CLASSES
-from ebm_core.errors import ConfigError
+from ebm_core.errors import ConfigError, did_you_mean
 from ebm_core.presets import PRESETS
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -180,9 +179,7 @@ def _check_registered_names(job: JobConfig) -> None:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown; known are {', '.join(names)}{hint}"
+    return f"unknown; known are {', '.join(names)}{did_you_mean(name, names)}"
 
 
 def job_preset(name: str) -> JobConfig:
