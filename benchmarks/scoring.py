@@ -65,7 +65,7 @@ def actors(rounds: int) -> Iterator[Row]:
 
     from orchestrator.cluster.connection import start_ray
     from orchestrator.cluster.environment import storage_environment
-    from orchestrator.cluster.pool import Pool
+    from orchestrator.cluster.pool import Pool, PoolRunner
     from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
     from orchestrator.evaluation.evaluate import score
     from orchestrator.evaluation.request import EvaluationRequest
@@ -82,7 +82,10 @@ def actors(rounds: int) -> Iterator[Row]:
             new_actor, fetch, request, Weights.default(), num_cpus=0
         )  # three on two CPUs; two work at a time
         with Pool(make, 1) as one, Pool(make, 2) as two:
-            asked = [Asked(request, pool, 1, job.data, store.run("bench"), "evaluations/bench") for pool in (one, two)]
+            asked = [
+                Asked(request, PoolRunner(pool, (1,)), job.data, store.run("bench"), "evaluations/bench")
+                for pool in (one, two)
+            ]
             alone, together = medians(rounds, lambda: score(asked[0]), lambda: score(asked[1]))
         ray.shutdown()
     note = f"{alone:.1f} and {together:.1f} s for 2,000 digits of 20 steps"

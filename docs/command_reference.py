@@ -70,7 +70,7 @@ USE: dict[str, tuple[str, tuple[str, ...]]] = {
     "sweep": (
         "The paper's grids by name, or a preset with values to try. The same command after a stop runs only what is "
         "missing. `--dry-run` says beforehand how many trials there are and how long they may take.",
-        ("ebm sweep digits optimizer.lr=1e-4,1e-3 --seeds 2 --name lr",),
+        (),
     ),
     "report": (
         "The page is one HTML file without links to elsewhere. See [the page of a run](report.md).",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ebm_core.config import TrainConfig, from_tree, to_tree
 from ebm_core.data import num_conditions
-from ebm_core.errors import CheckpointError
+from ebm_core.errors import CheckpointError, first_line
 from ebm_core.fast.engine import prepare
 from ebm_core.manifest import Manifest, describe, manifest_bytes, verify
 from ebm_core.models import EnergyModel, build_energy
@@ -136,8 +136,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as why:  # of a hostile header torch says what it happens to meet, with its own stack in C++
-        reason = (str(why).splitlines() or [type(why).__name__])[0]
-        raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {reason:.200}") from None
+        raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {first_line(why):.200}") from None
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ ranges, `TrainConfig` checks what must agree between sections.
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
@@ -47,7 +48,7 @@ class DataConfig:
     """Data set to train on: a key of `ebm_core.data.DATASETS`."""
     root: str = "data"
     """Folder with the published files, in torchvision's layout; or a folder or s3://BUCKET/PREFIX that `ebm data
-    prepare` wrote."""
+    prepare` wrote. A leading ~ means the home folder of whoever gives the setting, and is stored as that folder."""
     image_size: int = 32
     """Height and width in pixels; images of another size are resized (short side, antialiased) and cropped to the
     centre."""
@@ -68,6 +69,7 @@ class DataConfig:
         require(self.channels in (1, 3), "data.channels", self.channels, "must be 1 (grey) or 3 (RGB)")
         require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all")
         require("\0" not in self.root and self.root != "", "data.root", self.root, "must name a folder")
+        object.__setattr__(self, "root", os.path.expanduser(self.root))  # ~ may be another folder on another node
         if "://" in self.root and not S3_PLACE.fullmatch(self.root):  # not repeated: it may hold a password
             raise ConfigError(
                 "data.root: must name a folder or s3://BUCKET/PREFIX[?endpoint_url=http://HOST:PORT], without user or "

@@ -80,7 +80,8 @@ def train_step(
     Its parts have names (`profile.PARTS`) for whoever runs it under torch.profiler.
 
     x_data: this worker's part (b c h w) of the global batch, in [0, 1]; condition: (b k) for a conditional energy.
-    Returns the step's metrics, averaged over workers. Raises DivergenceError, with the state as it then is.
+    Returns the step's metrics, averaged over workers, with each weighted term of the loss as `loss/<term>`. Raises
+    DivergenceError, with the state as it then is.
     The first `warmup.num_steps` steps match flows instead (`warmup.py`): they have neither chains nor a buffer.
     """
     _check_batch(state, x_data, cfg)
@@ -137,7 +138,8 @@ def _descend(
     state.optimizer.zero_grad()
     with part("backward"):
         total.backward(inputs=parameters)
-    metrics = _floats({"loss": total, **terms, **watched}) | norms
+    weighted = {f"loss/{name}": term for name, term in terms.items()}
+    metrics = _floats({"loss": total, **weighted, **watched}) | norms
     with part("communication"):
         _sync(sync, parameters, metrics)
     with part("optimizer"):

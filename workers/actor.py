@@ -4,14 +4,17 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
 
 from ebm_core.config import DataConfig, from_tree
+from workers.calls import Call
 from workers.evaluator import Evaluator
 from workers.studies.composer import Composer
+
+T = TypeVar("T")
 
 Fetch = Callable[[int, str], Path]
 """Brings the checkpoint of a step into the folder of that name, wherever it is stored; returns where it lies."""
@@ -37,17 +40,17 @@ class ScoreActor:
         self._options = dict(options or {}) | {"device": "cuda" if ray.get_gpu_ids() else "cpu"}
         self._open: tuple[int, Evaluator] | None = None
 
-    def call(self, step: int, method: str, *arguments: Any) -> Any:
-        """`method` of the evaluator of the checkpoint at `step`, fetched once and kept until another step is asked for.
+    def call(self, step: int, asked: Call[Evaluator, T]) -> T:
+        """`asked` of the evaluator of the checkpoint at `step`, fetched once and kept until another step is asked for.
 
-        The copy of the checkpoint is removed. Raises what `fetch` and the method raise; the caller sees that EbmError.
+        The copy of the checkpoint is removed. Raises what `fetch` and the call raise; the caller sees that EbmError.
         """
         if self._open is None or self._open[0] != step:
             self._open = None  # two models at a time need not fit
             with tempfile.TemporaryDirectory(prefix="ebm-score-") as folder:
                 evaluator = Evaluator.from_checkpoint(self._fetch(step, folder), self._data, **self._options)
             self._open = (step, evaluator)
-        return getattr(self._open[1], method)(*arguments)
+        return asked(self._open[1])
 
     def num_threads(self) -> int:
         """Threads of PyTorch's operators in this actor."""
@@ -63,14 +66,14 @@ class CompositionActor:
         self._fetches = fetches
         self._composer: Composer | None = None
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """`method` of the `Composer` of these checkpoints, fetched at the first call. Raises what it raises."""
+    def call(self, asked: Call[Composer, T]) -> T:
+        """`asked` of the `Composer` of these checkpoints, fetched at the first call. Raises what it raises."""
         if self._composer is None:
             with tempfile.TemporaryDirectory(prefix="ebm-compose-") as folder:
                 places = [Path(folder, str(i)) for i in range(len(self._fetches))]
                 found = [fetch(step, str(p)) for (fetch, step), p in zip(self._fetches, places, strict=True)]
                 self._composer = Composer.from_checkpoints(found)
-        return getattr(self._composer, method)(*arguments)
+        return asked(self._composer)
 
 
 def give_way() -> None:
@@ -83,7 +86,7 @@ def give_way() -> None:
 
 
 def evaluator_actor(num_cpus: float = 1, num_gpus: float = 0) -> Any:
-    """The actor class with these resources: `evaluator_actor().remote(fetch)`, then `.call.remote(step, method)`."""
+    """The actor class with these resources: `evaluator_actor().remote(fetch)`, then `.call.remote(step, call(...))`."""
     return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(ScoreActor)
 
 

@@ -22,13 +22,15 @@ from ebm_core.data.pixels import dequantize
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels, Samples
+from workers.calls import Call, Here, Runner, call
 from workers.features.weights import Weights
 from workers.generate import BATCH_SIZE, SHARD_SIZE, generate_images, shard_condition
 from workers.metrics.feature_metrics import FIELD_IMAGES, notes
+from workers.metrics.metric import Accumulator
 from workers.metrics.reference import NUM_REAL, Reference, Shard
 from workers.metrics.registry import find_metric
 from workers.pictures import grid_png
-from workers.scoring import Plan, RealSet, make_plan, score_all
+from workers.scoring import Plan, RealSet, make_plan
 from workers.studies import chains, ood, ood_sets, recipes
 from workers.studies.composer import AT_ONCE, COMPOSED, Composer
 
@@ -134,12 +136,7 @@ class Evaluator:
         All or nothing: raises an EbmError where a metric is unknown, the data do not fit it, there are too few images,
         or an energy or a score is not finite.
         """
-
-        def run(calls: Mapping[Any, tuple[Any, ...]], take: Callable[[Any, Any], None]) -> None:
-            for key, (method, *arguments) in calls.items():
-                take(key, getattr(self, method)(*arguments))
-
-        return score_all(run, metrics, num_images, seed)
+        return score_all(Here(self), metrics, num_images, seed)
 
     def make_plan(self, metrics: Sequence[str], num_images: int) -> Plan:
         """What `score_all` has to do; refuses what does not fit before the first image is drawn."""
@@ -364,3 +361,38 @@ class Evaluator:
             return self.energies(images, shard_condition(self._rows, 0, len(images)))
         table = condition_table(dataset, self.cfg.data)
         return self.energies(images, None if table is None else table[index])
+
+
+def score_all(
+    runner: Runner[Evaluator], metrics: Sequence[str], num_images: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Each metric's result over the first `num_images` images of `seed`; the same bits however the work is shared.
+
+    Partials are folded as they come, so that memory does not grow with their number. Raises what the calls raise.
+    """
+    plan = runner.run({0: call(Evaluator.make_plan, metrics, num_images)})[0]
+    known: dict[str, dict[str, Any]] = {name: {} for name in metrics}
+    for real in plan.real_sets:
+        shards = range(math.ceil(real.count / plan.shard_size))
+        states = _folded(runner, real.metrics, [call(Evaluator.score_real, real, i) for i in shards])
+        for name, state in states.items():
+            known[name][real.which] = state
+    shards = range(math.ceil(num_images / plan.shard_size))
+    made = _folded(runner, metrics, [call(Evaluator.score_shard, metrics, i, num_images, seed) for i in shards])
+    return runner.run(
+        {name: call(Evaluator.finish, name, made[name], known[name], plan, num_images, seed) for name in metrics}
+    )
+
+
+def _folded(
+    runner: Runner[Evaluator], metrics: Sequence[str], shards: Sequence[Call[Evaluator, dict[str, Any]]]
+) -> dict[str, Any]:
+    """{metric: its partials of all shards, folded in their order}."""
+    together = {name: Accumulator(find_metric(name), len(shards)) for name in metrics}
+
+    def take(shard: int, partials: dict[str, Any]) -> None:
+        for name, partial in partials.items():
+            together[name].add(shard, partial)
+
+    runner.run(dict(enumerate(shards)), take)
+    return {name: one.result() for name, one in together.items()}

@@ -1,20 +1,11 @@
-"""The order of work behind a set of scores: what an evaluator does alone, and several actors share."""
+"""What a set of scores needs: the real images that its metrics compare with, after all that can be refused."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ebm_core.errors import ConfigError, DataError
-from workers.metrics.metric import Accumulator
 from workers.metrics.reference import Reference
 from workers.metrics.registry import find_metric
-
-Calls = Mapping[Any, tuple[Any, ...]]
-"""{key: (method of an evaluator, its arguments)}."""
-
-Run = Callable[[Calls, Callable[[Any, Any], None]], None]
-"""Makes calls in any order, on any workers, and hands (key, what a call returned) over as it comes, perhaps twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +56,3 @@ def make_plan(
         metric.prepare(reference)
     sets = (RealSet(which, count, tuple(names)) for (which, count), names in wanted.items())
     return Plan(shard_size, tuple(sets))
-
-
-def score_all(run: Run, metrics: Sequence[str], num_images: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Each metric's result over the first `num_images` images of `seed`; the same bits however `run` shares the work.
-
-    Partials are folded as they come, so that memory does not grow with their number. Raises what the calls raise.
-    """
-    answer: dict[Any, Any] = {}
-    run({0: ("make_plan", metrics, num_images)}, answer.__setitem__)
-    plan: Plan = answer[0]
-    known: dict[str, dict[str, Any]] = {name: {} for name in metrics}
-    for real in plan.real_sets:
-        states = _folded(run, real.metrics, real.count, plan.shard_size, lambda i, real=real: ("score_real", real, i))
-        for name, state in states.items():
-            known[name][real.which] = state
-    made = _folded(run, metrics, num_images, plan.shard_size, lambda i: ("score_shard", metrics, i, num_images, seed))
-    run(
-        {name: ("finish", name, made[name], known[name], plan, num_images, seed) for name in metrics},
-        answer.__setitem__,
-    )
-    return {name: answer[name] for name in metrics}
-
-
-def _folded(
-    run: Run, metrics: Sequence[str], count: int, shard_size: int, call: Callable[[int], tuple[Any, ...]]
-) -> dict[str, Any]:
-    num_shards = math.ceil(count / shard_size)
-    together = {name: Accumulator(find_metric(name), num_shards) for name in metrics}
-
-    def take(shard: int, partials: dict[str, Any]) -> None:
-        for name, partial in partials.items():
-            together[name].add(shard, partial)
-
-    run({i: call(i) for i in range(num_shards)}, take)
-    return {name: one.result() for name, one in together.items()}

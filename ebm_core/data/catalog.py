@@ -1,6 +1,5 @@
 """Data sets by name: load one, see whether its files are there, get them, and turn labels into conditions."""
 
-import difflib
 import http.client
 import tarfile
 import warnings
@@ -21,7 +20,7 @@ from ebm_core.data.dataset import Dataset, limited
 from ebm_core.data.objects import OBJECT_ATTRIBUTES, OBJECT_CLASSES, objects
 from ebm_core.data.prepared import is_prepared, prepared, read_manifest
 from ebm_core.data.vision import torchvision
-from ebm_core.errors import ConfigError, DataError
+from ebm_core.errors import ConfigError, DataError, did_you_mean
 from ebm_core.presets import PRESETS
 
 DATASETS: dict[str, Callable[[DataConfig, str], Dataset]] = {
@@ -88,9 +87,8 @@ def require_dataset(name: str) -> None:
     """ConfigError with the known names, the nearest first, unless `name` is one."""
     if name in DATASETS:
         return
-    nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise ConfigError(f"data.name = {name!r}: unknown data set; {hint}known: {', '.join(DATASETS)}")
+    hint = did_you_mean(name, DATASETS)
+    raise ConfigError(f"data.name = {name!r}: unknown data set; known: {', '.join(DATASETS)}{hint}")
 
 
 def default_config(name: str) -> DataConfig:

@@ -54,12 +54,11 @@ def data_download(
         typer.Argument(metavar="[data.root=FOLDER]", help="Folder to download into. Default: ./data."),
     ] = None,
 ) -> None:
-    """Download a data set through torchvision, in the layout that training reads."""
-    from ebm_core.data import download
+    """Download a data set through torchvision into data.root, in the layout that training reads."""
+    from ebm_core.data import absolute_root, download
 
-    job = _data_job(name, settings)
-    download(job.data.name, job.data.root)
-    print(f"{name} is in {Path(job.data.root).absolute()}")
+    data = _data_job(name, settings).data
+    print(download(data.name, absolute_root(data.root)))
 
 
 @data_app.command("check")

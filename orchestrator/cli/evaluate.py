@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from orchestrator.cli.options import Address, RunName, Storage
+from orchestrator.cli.options import Address, Checkpoint, RunName, Storage
 from orchestrator.terminal.tables import open_console, print_table
 
 
@@ -20,7 +20,7 @@ def evaluate(
             "kid, precision_recall and inception_score need Inception-V3's weights. Studies: ood, chains, composition."
         ),
     ],
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    checkpoint: Checkpoint = None,
     num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Number of generated images to score.")] = 1000,
     num_reference: Annotated[
         int,
@@ -209,7 +209,7 @@ def sample(
         typer.Option(help="PNG file to write. Default: <run>-<step>.png in this folder."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images: equal seeds draw equal images.")] = 0,
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
+    checkpoint: Checkpoint = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Number of Langevin steps. Default: sampler.generate_steps.")
     ] = None,

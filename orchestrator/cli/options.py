@@ -20,8 +20,8 @@ Preset = Annotated[
     str,
     typer.Argument(
         metavar="PRESET",
-        help="Settings to start from: digits, digits_paper, mnist, fashion_mnist, cifar10, celeba_hq, lsun_bedroom or "
-        "objects.",
+        help="Settings to start from: digits, digits_paper, mnist, mnist_paper, fashion_mnist, fashion_mnist_paper, "
+        "cifar10, cifar10_small, celeba_hq, lsun_bedroom or objects.",
     ),
 ]
 Address = Annotated[
@@ -33,6 +33,23 @@ Address = Annotated[
 ]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Stored run: its name in --storage, its folder, or s3://bucket/.../run.")
+]
+
+
+def _step(text: str) -> str:
+    if text != "best" and not text.isdecimal():
+        raise typer.BadParameter(f"{text} is neither the number of a training step nor the word best")
+    return text
+
+
+Checkpoint = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        parser=_step,
+        metavar="STEP",
+        help="Step of the checkpoint, or the word best: the one with the best score by checkpoint.best "
+        "(fid_judge or fid_rotation where it names none). Default: the newest.",
+    ),
 ]
 Storage = Annotated[str, typer.Option(help="Where runs are looked up by name: a folder or s3://bucket/prefix.")]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from orchestrator.cli.options import Address, Settings
+from orchestrator.cli.options import Address
 from orchestrator.terminal.tables import open_console, print_table
 
 if TYPE_CHECKING:
@@ -23,17 +23,27 @@ def sweep(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="Grid of the paper (table2, figure9, figure7, truncation, buffer, steps), preset, or file PLAN.yaml.",
+            help="Grid (table2, figure9, figure7, truncation, buffer and steps of the paper; recipe), preset, or file "
+            "PLAN.yaml.",
         ),
     ],
-    settings: Settings = None,
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            metavar="[PATH=VALUE]...",
+            help="Settings of every trial, and beside a preset the values to try: a list such as "
+            "optimizer.lr=1e-4,1e-3 (a grid: every combination of lists, with every seed) or a range such as "
+            "sampler.step_size='loguniform(0.5,10)' (a search). model.widths=8,16,16 is one value, as everywhere; "
+            "two of them are model.widths='[8,16],[16,32]'.",
+        ),
+    ] = None,
     name: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Name of the sweep. Default: made from WHAT and the preset."),
     ] = None,
     preset: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Preset that a grid starts from. Default: cifar10; digits with --smoke."),
+        typer.Option(help="Preset that a grid starts from. Default: cifar10; digits for recipe, and with --smoke."),
     ] = None,
     metric: Annotated[
         Optional[str],  # noqa: UP045
@@ -68,6 +78,7 @@ def sweep(
     """Run many trainings on Ray: a grid of the paper, or a search. Repeat the command to resume an interrupted sweep.
 
     Examples: ebm sweep table2 --smoke
+    ebm sweep digits optimizer.lr=1e-4,1e-3 --seeds 2 --name lr
     ebm sweep digits sampler.step_size='loguniform(0.5,10)' --trials 8 --scheduler asha
     """
     from orchestrator.sweeps.plan import SweepRequest, concurrent_trials, make_plan

@@ -1,13 +1,18 @@
 """Actors that share a list of calls; one that dies is replaced and its call made again."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from ebm_core.errors import EbmError
 from orchestrator.cluster.connection import ClusterError
+from workers.calls import Call
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 REPLACEMENTS = 3
 """Actors that may die before the evaluation gives up."""
@@ -79,3 +84,16 @@ class Pool:
             raise ClusterError(f"{self._deaths} scoring actors have died; see the logs of this Ray") from None
         self._say("a scoring actor died; its shard is made again")
         self._idle.append(self._make())
+
+
+@dataclass(frozen=True)
+class PoolRunner:
+    """The actors of a pool as a `workers.calls.Runner`: each call goes to one of them, behind the arguments `first`."""
+
+    pool: Pool
+    first: tuple[Any, ...] = ()
+    """What an actor needs beside the call, such as the step of a checkpoint."""
+
+    def run(self, calls: Mapping[K, Call[Any, T]], take: Callable[[K, T], None] | None = None) -> dict[K, T]:
+        """As `Pool.run`."""
+        return self.pool.run({key: (*self.first, one) for key, one in calls.items()}, take)

@@ -9,10 +9,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ebm_core.errors import EbmError
+from ebm_core.errors import EbmError, kind_and_line
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.environment import storage_environment
-from orchestrator.cluster.pool import Pool
+from orchestrator.cluster.pool import Pool, PoolRunner
 from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
 from orchestrator.evaluation.evaluate import results_folder, score, store_results
 from orchestrator.evaluation.request import EvaluationRequest
@@ -21,6 +21,8 @@ from orchestrator.records.scores import ema_grid_key, headline, is_scored, unsco
 from orchestrator.settings.job import JobConfig, core_config
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run
+from workers.calls import call
+from workers.evaluator import Evaluator
 from workers.features.weights import Weights
 
 ATTEMPTS = 2
@@ -121,9 +123,9 @@ class Scorer:
             fetch = FetchCheckpoint(self._job.storage, str(self._job.name), storage_environment())
             make = partial(new_actor, fetch, request, self._weights, num_cpus=0)  # training has taken the CPUs
             self._pool = Pool(make, evaluation.num_actors, self._messages.put)
-        pool = self._pool
-        found = score(Asked(request, pool, step, core_config(self._job).data, self._run, results_folder(step)))
-        grid = pool.run({0: (step, "grid_png", evaluation.grid_count, seed)})[0]
+        runner = PoolRunner(self._pool, (step,))
+        found = score(Asked(request, runner, core_config(self._job).data, self._run, results_folder(step)))
+        grid = runner.run({0: call(Evaluator.grid_png, evaluation.grid_count, seed)})[0]
         store_results(self._run, request, step, found)
         self._run.write_bytes(ema_grid_key(step), grid)
         self.headlines |= {name: headline(document) for name, document in found.items()}
@@ -143,4 +145,4 @@ def _cause(error: Exception) -> str:
     inner = getattr(error, "cause", None) or error
     if isinstance(inner, EbmError):
         return str(inner)
-    return f"{type(inner).__name__}: {(str(inner).splitlines() or [''])[0]}"
+    return kind_and_line(inner)

@@ -10,6 +10,8 @@ from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
+from workers.calls import call
+from workers.evaluator import Evaluator
 from workers.pictures import curves_png, grids_png, strip_png
 from workers.studies.chains import NUM_TIMES, Plan, Segment
 
@@ -37,7 +39,7 @@ def measure(asked: Asked) -> Document:
     What an interrupted study of the same plan and checkpoint has stored is not run again.
     """
     plan = plan_of(asked.request)
-    variants, key = asked.pool.run({0: (asked.step, "plan_chains", plan)})[0]
+    variants, key = asked.one(call(Evaluator.plan_chains, plan))
     progress = Progress(asked.run, asked.folder, key)
     segments = {variant: progress.load(variant) for variant in variants}
     try:
@@ -49,17 +51,17 @@ def measure(asked: Asked) -> Document:
     light = {
         variant: [replace(one, state=one.state[:0]) for one in segments[variant]] for variant in variants
     }  # fmt: skip
-    document, studies = asked.pool.run({0: (asked.step, "report_chains", plan, light)})[0]
+    document, studies = asked.one(call(Evaluator.report_chains, plan, light))
     return document | {"studies": studies}
 
 
 def _extend(asked: Asked, plan: Plan, progress: Progress, segments: Mapping[str, list[Segment]]) -> None:
     """Run the next segment of each variant, store it, and append it."""
     calls = {
-        variant: (asked.step, "run_chains", plan, variant, len(done), done[-1] if done else None)
+        variant: call(Evaluator.run_chains, plan, variant, len(done), done[-1] if done else None)
         for variant, done in segments.items()
     }
-    for variant, segment in asked.pool.run(calls).items():
+    for variant, segment in asked.runner.run(calls).items():
         progress.save(variant, len(segments[variant]), segment)
         segments[variant].append(segment)
 
@@ -126,7 +128,7 @@ def _text(value: float | None) -> str:
 
 STUDY = Study(
     check=lambda request, trained: plan_of(request),
-    prepare=lambda asked: asked.pool.run({0: (asked.step, "plan_chains", plan_of(asked.request))}),
+    prepare=lambda asked: asked.one(call(Evaluator.plan_chains, plan_of(asked.request))),
     measure=measure,
     store=store,
     tables=tables,

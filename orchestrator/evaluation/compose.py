@@ -7,32 +7,36 @@ that was asked, so that asking again overwrites; or to a PNG file of one's own a
 import hashlib
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
 
 from ebm_core.config import TrainConfig
 from ebm_core.data import load
-from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.errors import ConfigError
+from ebm_core.files import whole_file
 from ebm_core.types import Pixels
 from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import WORKER_ENV, storage_environment
-from orchestrator.cluster.pool import Pool, Say
+from orchestrator.cluster.pool import Pool, PoolRunner, Say
 from orchestrator.evaluation.actors import FetchCheckpoint
 from orchestrator.evaluation.study import Document
+from orchestrator.records.scores import find_step
 from orchestrator.settings.job import core_config, parse
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
 from workers.actor import composition_actor
+from workers.calls import Runner, call
 from workers.pictures import grids_png
-from workers.studies.composer import COMPOSED
+from workers.studies.composer import COMPOSED, Composer
 from workers.studies.recipes import SHARD_SIZE, Concept, Recipe, check_together, parse_concept, recipe
+
+S = TypeVar("S")
 
 GRID_IMAGES = 36
 """Images of each set that are drawn side by side."""
@@ -105,15 +109,10 @@ def find_part(text: str, storage: str) -> Part:
     folder, slash, last = plain.rpartition("/")
     place, _, told = last.partition(":")
     name, at, number = place.partition("@")
-    if at and not number.isdecimal():
-        raise ConfigError(f"{text}: {number!r} is no training step; write RUN@500:CONDITION")
+    if at and not number.isdecimal() and number != "best":
+        raise ConfigError(f"{text}: {number!r} is no training step; write RUN@500:CONDITION or RUN@best:CONDITION")
     run = open_run(f"{folder}{slash}{name}{sign}{options}", storage)
-    stored = run.checkpoints()
-    if not stored:
-        raise CheckpointError(f"run {run.uri} has no checkpoint yet")
-    step = int(number) if at else max(stored)
-    if step not in stored:
-        raise ConfigError(f"{text}: run {run.name} has the steps {', '.join(map(str, sorted(stored)))}")
+    step = find_step(run, number if at else None)
     return Part(run, step, core_config(parse(run.read_config())), told.strip())
 
 
@@ -134,15 +133,21 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
     return [Table(title, ("images", *factors, "as asked"), lines)]
 
 
-def draw(pool: Pool, head: tuple[Any, ...], recipes: Mapping[str, Recipe], request: Any) -> dict[str, Pixels]:
-    """`request.num_images` images of each recipe, by shards of all actors; `head` begins each call."""
+def draw(
+    runner: Runner[S],
+    draw_shard: Callable[[S, Recipe, int, int, int | None], Pixels],
+    recipes: Mapping[str, Recipe],
+    request: Any,
+) -> dict[str, Pixels]:
+    """`request.num_images` images of each recipe, by shards that `draw_shard` (its subject, recipe, shard, seed, number
+    of steps) draws."""
     shards = range(math.ceil(request.num_images / SHARD_SIZE))
     calls = {
-        (name, shard): (*head, how, shard, request.seed, request.num_steps)
+        (name, shard): call(draw_shard, how, shard, request.seed, request.num_steps)
         for name, how in recipes.items()
         for shard in shards
     }
-    found = pool.run(calls)
+    found = runner.run(calls)
     return {name: torch.cat([found[name, shard] for shard in shards])[: request.num_images] for name in recipes}
 
 
@@ -155,9 +160,10 @@ def _measure(
     names = _unique([part.name for part in parts])
     recipes = {COMPOSED: how, **{f"{name} alone": how.alone(i) for i, name in enumerate(names)}}
     with Pool(lambda: _new_actor(fetches), actors, say) as pool:
-        pool.run({0: ("prepare", how)})
-        images = draw(pool, ("draw",), recipes, request)
-        return images, pool.run({0: ("report", how, images, request.num_steps)})[0]
+        runner = PoolRunner(pool)
+        runner.run({0: call(Composer.prepare, how)})
+        images = draw(runner, Composer.draw, recipes, request)
+        return images, runner.run({0: call(Composer.report, how, images, request.num_steps)})[0]
 
 
 def _new_actor(fetches: Sequence[tuple[FetchCheckpoint, int]]) -> Any:
@@ -199,12 +205,10 @@ def _store(run: Run, document: Document, png: bytes, out: Path | None) -> list[s
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     written = []
     for path, content in ((out, png), (out.with_suffix(".json"), text.encode())):
-        temporary = path.with_name(f".{path.name}.part")
         try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+            with whole_file(path) as fresh:
+                fresh.write_bytes(content)
         except OSError as why:
-            temporary.unlink(missing_ok=True)
             raise ConfigError(f"`out` {path}: cannot be written: {why.strerror}") from None
         written.append(str(path))
     return written

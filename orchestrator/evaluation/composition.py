@@ -12,6 +12,8 @@ from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
+from workers.calls import call
+from workers.evaluator import Evaluator
 from workers.pictures import grids_png
 from workers.studies.composer import AT_ONCE, COMPOSED
 
@@ -34,15 +36,15 @@ def check(request: EvaluationRequest, trained: DataConfig) -> None:
 
 def prepare(asked: Asked) -> None:
     """ConfigError for attributes that cannot be composed."""
-    asked.pool.run({0: (asked.step, "own_recipes")})
+    asked.one(call(Evaluator.own_recipes))
 
 
 def measure(asked: Asked) -> Document:
     """The result of metric composition; its member `images` holds the images by what they were drawn from."""
     request = asked.request
-    recipes = asked.pool.run({0: (asked.step, "own_recipes")})[0]
-    images = draw(asked.pool, (asked.step, "draw_composed"), recipes, _Draws(request.num_images, request.seed))
-    document = asked.pool.run({0: (asked.step, "report_composition", recipes[COMPOSED], images)})[0]
+    recipes = asked.one(call(Evaluator.own_recipes))
+    images = draw(asked.runner, Evaluator.draw_composed, recipes, _Draws(request.num_images, request.seed))
+    document = asked.one(call(Evaluator.report_composition, recipes[COMPOSED], images))
     return {
         "metric": "composition",
         "value": document["rows"][COMPOSED]["as_asked"],

@@ -9,23 +9,24 @@ from functools import partial
 from typing import Any
 
 from ebm_core.config import DataConfig, from_tree
-from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.errors import ConfigError
 from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import storage_environment
-from orchestrator.cluster.pool import Pool, Say, Take
+from orchestrator.cluster.pool import Pool, PoolRunner, Say
 from orchestrator.evaluation import chains, composition, ood
 from orchestrator.evaluation.actors import FetchCheckpoint, _num_actors, check_weights, new_actor
 from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.records import catalogue
-from orchestrator.records.scores import score_rows, shown_name
+from orchestrator.records.scores import find_step, score_rows, shown_name
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
+from workers.evaluator import score_all
 from workers.features.weights import Weights
 from workers.metrics.registry import METRICS
-from workers.scoring import Calls, check_request, score_all
+from workers.scoring import check_request
 
 __all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]
 
@@ -42,13 +43,14 @@ def evaluate(
     request: EvaluationRequest,
     *,
     storage: str = "./runs",
-    step: int | None = None,
+    step: str | int | None = None,
     address: str | None = None,
     say: Say = lambda _: None,
     weights: Weights | None = None,
 ) -> tuple[Run, int, dict[str, Document]]:
-    """Score a checkpoint of the run at `where` (None: its newest) and store the results; run, step, {metric: result}.
+    """Score a checkpoint of the run at `where` and store the results; run, step, {metric: result}.
 
+    step: a stored step, `best` (by the scores of the run's checkpoints), None for the newest.
     weights: of the feature extractors, None for those of this machine's user. Raises an EbmError for anything that does
     not fit, in which case nothing is stored.
     """
@@ -58,13 +60,13 @@ def evaluate(
     trained = from_tree(DataConfig, run.read_config().get("data"), "data")
     for study in _studies(request).values():
         study.check(request, trained)
-    step = _choose_step(run, step)
+    step = find_step(run, step)
     weights = weights or Weights.default()
     check_weights(request.metrics, weights)
     start_ray(address, say)
     make = partial(new_actor, FetchCheckpoint(run.store.uri, run.name, storage_environment()), request, weights)
     with Pool(make, _num_actors(request), say) as pool:
-        found = score(Asked(request, pool, step, trained, run, results_folder(step)))
+        found = score(Asked(request, PoolRunner(pool, (step,)), trained, run, results_folder(step)))
     store_results(run, request, step, found)
     catalogue.update(run.store, [run.name])
     return run, step, found
@@ -76,16 +78,12 @@ def results_folder(step: int) -> str:
 
 
 def score(asked: Asked) -> dict[str, Document]:
-    """The result of everything that was asked for, by the actors of `asked.pool`."""
-    request, pool, step = asked.request, asked.pool, asked.step
+    """The result of everything that was asked for."""
+    request = asked.request
     names = tuple(name for name in request.metrics if name in METRICS)
     for study in _studies(request).values():
         study.prepare(asked)
-
-    def run(calls: Calls, take: Take) -> None:
-        pool.run({key: (step, *call) for key, call in calls.items()}, take)
-
-    found = score_all(run, names, request.num_images, request.seed) if names else {}
+    found = score_all(asked.runner, names, request.num_images, request.seed) if names else {}
     return found | {name: study.measure(asked) for name, study in _studies(request).items()}
 
 
@@ -139,12 +137,3 @@ def check_names(metrics: Sequence[str], setting: str = "`metrics`") -> None:
 
 def _studies(request: EvaluationRequest) -> dict[str, Study]:
     return {name: study for name, study in STUDIES.items() if name in request.metrics}
-
-
-def _choose_step(run: Run, step: int | None) -> int:
-    stored = run.checkpoints()
-    if not stored:
-        raise CheckpointError(f"run {run.uri} has no checkpoint yet")
-    if step is not None and step not in stored:
-        raise ConfigError(f"`step` {step}: run {run.name} has {', '.join(map(str, sorted(stored)))}")
-    return max(stored) if step is None else step

@@ -14,6 +14,8 @@ from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.evaluation.study import Asked, Document, Study
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
+from workers.calls import call
+from workers.evaluator import Evaluator
 from workers.studies import ood, ood_sets
 
 OOD_SHARD = 500
@@ -38,22 +40,23 @@ def image_sets(request: EvaluationRequest, trained: DataConfig) -> list[ood_sets
 def describe(asked: Asked) -> dict[str, dict[str, Any]]:
     """Size and origin of each set. Raises what reading it raises."""
     sets = image_sets(asked.request, asked.trained)
-    return asked.pool.run({which.name: (asked.step, "describe_set", which) for which in sets})
+    return asked.runner.run({which.name: call(Evaluator.describe_set, which) for which in sets})
 
 
 def measure(asked: Asked) -> Document:
     """The result of metric ood; its member `columns` holds every image's energy."""
     sets, described = image_sets(asked.request, asked.trained), describe(asked)
     calls = {
-        (which.name, start): (asked.step, "measure_set", which, start, min(start + OOD_SHARD, size))
+        (which.name, start): call(Evaluator.measure_set, which, start, min(start + OOD_SHARD, size))
         for which in sets
         for size in [described[which.name]["num_images"]]
         for start in range(0, size, OOD_SHARD)
     }
-    parts = asked.pool.run(calls)
+    parts = asked.runner.run(calls)
     columns = {which.name: _joined([parts[key] for key in calls if key[0] == which.name]) for which in sets}
-    call = (asked.step, "report_ood", columns, described, asked.request.protocol, asked.request.seed)
-    return asked.pool.run({0: call})[0] | {"columns": columns}
+    request = asked.request
+    document = asked.one(call(Evaluator.report_ood, columns, described, request.protocol, request.seed))
+    return document | {"columns": columns}
 
 
 def store(run: Run, folder: str, document: Document) -> None:

@@ -5,13 +5,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ebm_core.config import DataConfig
-from orchestrator.cluster.pool import Pool
 from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.storage.run_store import Run
 from orchestrator.terminal.tables import Table
+from workers.calls import Call, Runner
+from workers.evaluator import Evaluator
+
+T = TypeVar("T")
 
 Document = dict[str, Any]
 """A result. What does not belong into its JSON is taken out by `store`."""
@@ -19,15 +22,18 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a study may use: the request, the actors, the step of the checkpoint, the data that it was trained on, and
+    """What a study may use: the request, what calls evaluators of the checkpoint, the data that it was trained on, and
     the folder of the run that its results go into."""
 
     request: EvaluationRequest
-    pool: Pool
-    step: int
+    runner: Runner[Evaluator]
     trained: DataConfig
     run: Run
     folder: str
+
+    def one(self, call: Call[Evaluator, T]) -> T:
+        """What a single call returns."""
+        return self.runner.run({0: call})[0]
 
 
 @dataclass(frozen=True)

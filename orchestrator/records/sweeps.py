@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ebm_core.errors import ConfigError
+from orchestrator.records.rows import column_name
 from orchestrator.storage.interface import ObjectMissing, StorageError
 from orchestrator.storage.run_store import Run, RunStore, require_run_name
 
@@ -59,7 +60,7 @@ class SweepPlan:
     base: dict[str, Any]
     """Resolved settings (a JobConfig as a tree) that every trial starts from, without those of this machine."""
     metric: str
-    """Compares trials: a score of `workers.metrics.registry.METRICS`, or a column of `rows.METRIC_NAMES`."""
+    """Compares trials: a score of `workers.metrics.registry.METRICS`, or a logged column (`rows.is_column`)."""
     mode: Literal["min", "max"]
     rows: tuple[Row, ...] = ()
     """Of a grid; a trial is a row and a seed."""
@@ -172,7 +173,7 @@ class SweepRecord:
             raise ConfigError(f"no sweep {self.name!r} in {self.store.uri}; `ebm sweep` makes one") from None
         plan = self._read(SweepPlan, tree, PLAN)
         rows = tuple(self._read(Row, row, PLAN) for row in tree.get("rows", ()))
-        return dataclasses.replace(plan, rows=rows)
+        return dataclasses.replace(plan, rows=rows, metric=column_name(plan.metric))
 
     def create_plan(self, plan: SweepPlan) -> bool:
         """Store the plan of a new sweep. False: the name has one already."""

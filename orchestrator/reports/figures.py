@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from orchestrator.records.rows import METRIC_NAMES
+from orchestrator.records.rows import about_column
 from orchestrator.reports.axes import tick_text
 from orchestrator.reports.charts import NUM_COLORS, Band, Chart, Level, Mark, Series, draw
 from orchestrator.reports.pictures import spread
@@ -66,8 +66,10 @@ def _at(series: Series, x: float) -> str:
 
 
 def marks(data: RunData) -> list[Mark]:
-    """Where the run diverged and where later launches took it up."""
-    found = [Mark(step, f"resumed, step {step:,}", "restart") for step in data.resumed_at]
+    """Where contrastive divergence followed the warm start, where later launches took the run up, where it diverged."""
+    seam = data.setting("warmup.num_steps") or 0
+    found = [Mark(seam, f"contrastive divergence from step {seam:,}", "restart")] if 0 < seam < data.step else []
+    found += [Mark(step, f"resumed, step {step:,}", "restart") for step in data.resumed_at]
     if data.diverged_at is not None:
         found.append(Mark(data.diverged_at, f"diverged, step {data.diverged_at:,}"))
     return found
@@ -122,7 +124,7 @@ def column_figure(
             series.append(Series(label, [s for s, _ in pairs], [v for _, v in pairs]))
     if not series:
         return []
-    unit = METRIC_NAMES[next(iter(names))].unit or "a pure number"
+    unit = about_column(next(iter(names))).unit or "a pure number"
     scale = f"{unit}, logarithmic" if log_y else unit
     return [figure(Chart(title, description, series, "training step", scale, marks=marks(data), log_y=log_y))]
 

@@ -1,7 +1,6 @@
 """The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 
 from ebm_core.config import TrainConfig, from_tree, require
 from ebm_core.data.catalog import NUM_CLASSES
-from ebm_core.errors import ConfigError
+from ebm_core.errors import ConfigError, did_you_mean
 from ebm_core.presets import PRESETS
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -24,6 +23,9 @@ class CheckpointConfig:
     keep: int = 3
     """Number of newest checkpoints kept in storage; up to 8 older ones wait there for their scores
     (evaluation.every)."""
+    best: str | None = None
+    """Score by which the best checkpoint stays in storage too, however old, since quality may peak and fall: one of
+    `evaluation.metrics`, such as fid_judge. Commands take `best` for its step. null: only the newest stay."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
@@ -151,6 +153,9 @@ def _check_registered_names(job: JobConfig) -> None:
 
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
+    if job.checkpoint.best is not None and not (job.evaluation.metrics and job.evaluation.every):
+        unscored = "needs scores beside training; set evaluation.every to a multiple of checkpoint.every"
+        raise ConfigError(f"checkpoint.best = {job.checkpoint.best!r}: {unscored}")
     if not job.evaluation.metrics:
         return
     from workers.metrics.registry import METRICS  # scikit-learn takes its time
@@ -161,16 +166,20 @@ def _check_registered_names(job: JobConfig) -> None:
         if name not in STUDY_NAMES:
             raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDY_NAMES))}")
     count = job.evaluation.num_images
-    for name in set(job.evaluation.metrics) - set(strange):
+    scores = [name for name in job.evaluation.metrics if name not in strange]
+    for name in scores:
         least = METRICS[name].least
         require(count >= least, "evaluation.num_images", count, f"must be at least {least} for {name}")
+    if (best := job.checkpoint.best) is not None:
+        ranked = [name for name in scores if METRICS[name].better is not None]
+        if best not in ranked:
+            told = ", ".join(ranked) or "none of which says which of two checkpoints is better"
+            raise ConfigError(f"checkpoint.best = {best!r}: must be a score of evaluation.metrics: {told}")
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown; known are {', '.join(names)}{hint}"
+    return f"unknown; known are {', '.join(names)}{did_you_mean(name, names)}"
 
 
 def job_preset(name: str) -> JobConfig:

@@ -15,6 +15,7 @@ from ebm_core.config import to_tree
 from ebm_core.errors import CheckpointError
 from ebm_core.trainer import init_state
 from workers.actor import evaluator_actor, give_way
+from workers.calls import call
 from workers.evaluator import Evaluator
 from workers.pictures import grid_png
 
@@ -45,8 +46,8 @@ def test_an_actor_scores_a_step_as_an_evaluator_here_does_and_hands_errors_over(
 
     actor = evaluator_actor(num_cpus=2).remote(fetch, to_tree(cfg.data))
     assert ray.get(actor.num_threads.remote()) == 2
-    found = ray.get(actor.call.remote(7, "score", ["energy_gap", "fid_small"], 70, 1))
-    png = ray.get(actor.call.remote(7, "grid_png", 9, 1))
+    found = ray.get(actor.call.remote(7, call(Evaluator.score, ["energy_gap", "fid_small"], 70, 1)))
+    png = ray.get(actor.call.remote(7, call(Evaluator.grid_png, 9, 1)))
 
     here = Evaluator.from_checkpoint(tmp_path / "7")
     assert found == here.score(["energy_gap", "fid_small"], 70, seed=1)
@@ -56,7 +57,7 @@ def test_an_actor_scores_a_step_as_an_evaluator_here_does_and_hands_errors_over(
     assert not (Path(tempfile.gettempdir()) / copied.name).exists()
 
     with pytest.raises(CheckpointError, match="step 8 is not stored"):
-        ray.get(actor.call.remote(8, "score", ["energy_gap"], 8))
+        ray.get(actor.call.remote(8, call(Evaluator.score, ["energy_gap"], 8)))
     assert ray.get(actor.num_threads.remote()) == 2  # alive after an error
 
 

@@ -1,5 +1,7 @@
 """What a scorer does with checkpoints, its actors plain evaluators in this process; tests/cluster has real ones."""
 
+import json
+import re
 import tempfile
 import threading
 from dataclasses import replace
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from ebm_core import checkpoint
-from ebm_core.errors import DataError
+from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator.cluster.connection import ClusterError
@@ -17,7 +19,7 @@ from orchestrator.evaluation import beside_training
 from orchestrator.evaluation.actors import check_weights
 from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.records import scores
-from orchestrator.records.scores import awaiting_scores, unscored
+from orchestrator.records.scores import awaiting_scores, best_step, find_step, spared, unscored
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.interface import StorageError
@@ -48,7 +50,7 @@ def store(run: Run, settings: JobConfig, step: int) -> None:
 class Here:
     """A pool of one evaluator in this process; `before` may raise what an actor might."""
 
-    before = staticmethod(lambda method: None)
+    before = staticmethod(lambda function: None)
     made = 0
 
     def __init__(self, run: Run) -> None:
@@ -57,13 +59,13 @@ class Here:
 
     def run(self, calls, take=None):
         found = {}
-        for key, (step, method, *arguments) in calls.items():
-            self.before(method)
+        for key, (step, call) in calls.items():
+            self.before(call.function)
             if self._open[0] != step:
                 with tempfile.TemporaryDirectory() as folder:
                     evaluator = Evaluator.from_checkpoint(self._run.fetch_checkpoint(step, Path(folder)))
                 self._open = (step, evaluator)
-            (take or found.__setitem__)(key, getattr(self._open[1], method)(*arguments))
+            (take or found.__setitem__)(key, call(self._open[1]))
         return found
 
     def close(self) -> None: ...
@@ -121,6 +123,64 @@ def test_checkpoints_that_an_earlier_job_left_unscored_come_first(scored, tmp_pa
     assert unscored(run, job(tmp_path, "evaluation.metrics=nearest_train"))  # another score is wanted
 
 
+def test_the_best_checkpoint_stays_however_old_until_a_better_one_comes(scored, tmp_path):
+    run, _ = scored
+    settings = job(tmp_path, "checkpoint.best=fid_small")
+    run.write_config({"checkpoint": {"best": "fid_small"}, "data": {"name": "digits"}})
+    values = {2: 5.0, 4: 3.0, 6: 4.0, 8: float("nan"), 10: 3.0, 12: 9.0, 14: 2.0, 16: 7.0, 18: 8.0}
+    kept = {}
+    for step, value in values.items():
+        store(run, settings, step)
+        document = json.dumps({"value": value}).encode()
+        run.write_bytes(f"evaluations/step-{step:09d}/fid_small.json", document)
+        for key in (f"evaluations/step-{step:09d}/energy_gap.json", f"samples/step-{step:09d}-ema.png"):
+            run.write_bytes(key, b"{}")
+        run.retain(2, pytest.fail, spared(run, settings))
+        kept[step] = (run.checkpoints(), find_step(run, "best"))
+    assert kept == {
+        2: ([2], 2),
+        4: ([2, 4], 4),
+        6: ([4, 6], 4),
+        8: ([4, 6, 8], 4),
+        10: ([4, 8, 10], 4),  # of two that are equal the older one
+        12: ([4, 10, 12], 4),
+        14: ([12, 14], 14),
+        16: ([14, 16], 14),
+        18: ([14, 16, 18], 14),
+    }
+    assert best_step(run, "inception_score") is None
+    run.write_bytes("evaluations/step-000000014/fid_small.json", b"torn")
+    assert best_step(run, "fid_small") == 16
+    assert [find_step(run, asked) for asked in (None, 16, "18")] == [18, 16, 18]
+    for asked in (17, "-1", "last"):
+        with pytest.raises(ConfigError, match=f"`step` {asked}: run run has 14, 16, 18, and best"):
+            find_step(run, asked)
+
+
+def test_more_is_better_where_the_score_says_so(scored, tmp_path):
+    run, _ = scored
+    for step, value in ((2, 1.0), (4, 3.0), (6, 2.0)):
+        store(run, job(tmp_path), step)
+        run.write_json(f"evaluations/step-{step:09d}/classifier.json", {"value": value})
+    assert best_step(run, "classifier") == 4
+    run.write_config({"data": {"name": "digits"}})
+    with pytest.raises(CheckpointError, match="`step` best: no checkpoint of run run has a score fid_judge"):
+        find_step(run, "best")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["checkpoint.best=fid"], "checkpoint.best = 'fid': must be a score of evaluation.metrics: fid_small"),
+        (["checkpoint.best=energy_gap"], "checkpoint.best = 'energy_gap': must be a score of evaluation.metrics: fid_"),
+        (["checkpoint.best=fid_small", "evaluation.every=0"], "checkpoint.best = 'fid_small': needs scores beside"),
+    ],
+)
+def test_a_best_that_nothing_decides_is_refused(tmp_path, settings, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        job(tmp_path, *settings)
+
+
 def test_checkpoints_stay_until_they_are_scored_but_never_many(scored, tmp_path):
     run, work = scored
     slow = job(tmp_path)  # every 2 steps
@@ -140,8 +200,8 @@ def test_a_scorer_that_dies_once_is_tried_again_with_fresh_actors(scored, tmp_pa
     store(run, job(tmp_path), 2)
     died = threading.Event()
 
-    def die_once(method: str) -> None:
-        if method == "score_shard" and not died.is_set():
+    def die_once(function: object) -> None:
+        if function is Evaluator.score_shard and not died.is_set():
             died.set()
             raise ClusterError("4 scoring actors have died")
 
@@ -157,8 +217,8 @@ def test_a_scorer_that_cannot_work_gives_up_stores_nothing_and_goes_on_with_the_
         store(run, job(tmp_path), step)
     calls = iter(["bad", "bad"])
 
-    def fail_at_first(method: str) -> None:
-        if method == "grid_png" and next(calls, None):
+    def fail_at_first(function: object) -> None:
+        if function is Evaluator.grid_png and next(calls, None):
             raise DataError("no grid today")
 
     monkeypatch.setattr(Here, "before", staticmethod(fail_at_first))

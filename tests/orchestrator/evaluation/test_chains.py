@@ -20,6 +20,7 @@ from orchestrator.evaluation.study import Asked
 from orchestrator.storage.run_store import Run, RunStore
 from tests.orchestrator.evaluation.test_evaluate import STEP, store_run
 from tests.workers.conftest import Quadratic, settings
+from workers.evaluator import Evaluator
 from workers.studies import chains
 
 ROOT = Path(__file__).parents[3]
@@ -37,14 +38,14 @@ class Here:
         )
 
     def run(self, calls):
-        return {key: self._call(*call) for key, call in calls.items()}
+        return {key: self._answer(call.function, *call.arguments) for key, call in calls.items()}
 
-    def _call(self, step, method, plan, *rest):
+    def _answer(self, function, plan, *rest):
         if len(self.calls) >= self.limit:
             raise KeyboardInterrupt
-        if method == "plan_chains":
+        if function is Evaluator.plan_chains:
             return chains.variants(self.cfg, plan), self.key
-        if method == "report_chains":
+        if function is Evaluator.report_chains:
             return {"studies of": len(rest[0])}, {name: chains.study(plan, name, one) for name, one in rest[0].items()}
         variant, number, before = rest
         self.calls.append((variant, number))
@@ -60,7 +61,7 @@ def asked(run: Run, pool: Here, **changes) -> Asked:
     request = EvaluationRequest(
         metrics=("chains",), num_chains=3, chain_steps=40, descent_steps=20, **changes
     )  # fmt: skip
-    return Asked(request, pool, STEP, settings().data, run, PLACE)  # pyright: ignore[reportArgumentType]
+    return Asked(request, pool, settings().data, run, PLACE)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_study_stopped_at_any_time_goes_on_and_ends_with_the_same_bits(run: Run, tmp_path: Path):

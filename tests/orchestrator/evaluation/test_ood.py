@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,12 @@ from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.evaluation.study import Asked
 from orchestrator.storage.run_store import RunStore
 from orchestrator.terminal.tables import print_table
+from workers.calls import Here
 from workers.evaluator import Evaluator
 from workers.ood import main as scores_again
 from workers.studies import ood, ood_sets
 
 STEP, FOLDER = 4, "evaluations/step-000000004"
-
-
-class Here:
-    """The actors' work, done by one evaluator in this process."""
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-
-    def run(self, calls: Mapping[Any, tuple[Any, ...]]) -> dict[Any, Any]:
-        return {key: getattr(self._evaluator, method)(*rest) for key, (_, method, *rest) in calls.items()}
 
 
 def evaluator(spoil: bool = False) -> Evaluator:
@@ -53,7 +43,7 @@ def evaluator(spoil: bool = False) -> Evaluator:
 def asked(evaluator: Evaluator, **changes: Any) -> Asked:
     request = EvaluationRequest(metrics=("ood",), **{"ood_images": 120, **changes})
     nowhere: Any = None  # the study stores nothing while it measures
-    return Asked(request, Here(evaluator), STEP, evaluator.cfg.data, nowhere, "")  # pyright: ignore[reportArgumentType]
+    return Asked(request, Here(evaluator), evaluator.cfg.data, nowhere, "")
 
 
 @pytest.fixture(scope="module")

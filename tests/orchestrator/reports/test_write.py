@@ -45,7 +45,7 @@ def test_gathering_gives_back_what_training_stored(tmp_path: Path):
     assert (data.state, data.step, data.num_steps, data.preset) == ("finished", 200, 200, "digits_paper")
     assert data.rows["step"] == [1, *range(10, 201, 10)]
     assert data.rows["energy_gap"] == [row["energy_gap"] for row in stored_runs.rows_of(200)]
-    assert "opt" in data.rows
+    assert "loss/opt" in data.rows
     assert "grad_norm/cd" not in data.rows  # was never logged
     assert {s.path: (s.value, s.preset) for s in data.settings if s.changed} == {
         "optimizer.lr": (0.5, 0.001),
@@ -73,6 +73,17 @@ def test_a_later_launch_is_marked_where_its_first_row_is(tmp_path: Path):
     later = first | {"started": "2025-10-09T08:53:50.500000+00:00"}  # 30.5 s after the start, at 5 steps a second
     run.write_json("provenance.json", {"launches": [first, later]})
     assert run_data.gather(run).resumed_at == [160]
+
+
+def test_the_end_of_the_warm_start_is_marked_in_every_curve_over_training(tmp_path: Path):
+    page = run_page(store_run(tmp_path / "warm", settings=["warmup.num_steps=120"]))
+    assert "The first 120 steps are flow matching, a warm start." in text_of(page)
+    assert page.count("contrastive divergence from step 120") >= 3  # gap, loss terms, gradients, each in its frames
+    plain = run_page(store_run(tmp_path / "plain"))
+    assert "contrastive divergence from" not in plain
+    assert "warm start" not in text_of(plain).partition("Settings")[0]
+    early = run_page(store_run(tmp_path / "early", settings=["warmup.num_steps=200"]))
+    assert "contrastive divergence from" not in early  # which never came
 
 
 def test_a_diverged_run_is_told_unstable_where_it_happened(tmp_path: Path):
