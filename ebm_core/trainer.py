@@ -30,7 +30,7 @@ FIRST_SAMPLES = 1024
 """Samples over all workers with which contrastive divergence begins after a warm start."""
 
 SyncGradients = Callable[[list[Tensor]], None]
-"""Averages each tensor over the workers, in place. One call a step: the gradients, and the step's metrics."""
+"""Averages each tensor over the workers, in place. One call a step: the gradients, and the step's numbers."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ def train_step(
     Its parts have names (`profile.PARTS`) for whoever runs it under torch.profiler.
 
     x_data: this worker's part (b c h w) of the global batch, in [0, 1]; condition: (b k) for a conditional energy.
-    Returns the step's metrics, averaged over workers, with each weighted term of the loss as `loss/<term>`. Raises
+    Returns the step's numbers, averaged over workers, with each weighted term of the loss as `loss/<term>`. Raises
     DivergenceError, with the state as it then is.
     The first `warmup.num_steps` steps match flows instead (`warmup.py`): they have neither chains nor a buffer.
     """
@@ -297,7 +297,7 @@ def _term_norms(terms: dict[str, Scalar], parameters: list[torch.nn.Parameter]) 
 def _sync(
     sync_gradients: SyncGradients | None, parameters: list[torch.nn.Parameter], metrics: dict[str, float]
 ) -> None:
-    """Average gradients and metrics over workers in place, so that every rank sees, and stops at, the same numbers."""
+    """Average gradients and the step's numbers over workers, in place: every rank sees, and stops at, the same ones."""
     if sync_gradients is None:
         return
     numbers = torch.tensor(list(metrics.values()), dtype=torch.float64, device=parameters[0].device)
