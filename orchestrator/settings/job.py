@@ -1,17 +1,15 @@
 """The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster."""
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ebm_core.config import TrainConfig, from_tree, require
-from ebm_core.data.catalog import NUM_CLASSES
+from ebm_core.data import DATASETS
 from ebm_core.errors import ConfigError, did_you_mean
+from ebm_core.places import RUN_NAME_RULE, is_run_name
 from ebm_core.presets import PRESETS
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +117,7 @@ class JobConfig(TrainConfig):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)  # zero-argument super() does not work in a dataclass with slots
         if self.name is not None:
-            allowed = "must be 1 to 128 of the letters A-Z a-z 0-9 . _ - and not start with . or -"
-            require(_NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
+            require(is_run_name(self.name), "name", self.name, RUN_NAME_RULE)
         require(
             bool(self.storage) and "\0" not in self.storage, "storage", self.storage, "must be a folder or s3:// URI"
         )
@@ -149,8 +146,6 @@ class JobConfig(TrainConfig):
 
 def _check_registered_names(job: JobConfig) -> None:
     """`data.name` and `evaluation.metrics` are keys of dictionaries that live with the code that they name."""
-    from ebm_core.data import DATASETS
-
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
     if job.checkpoint.best is not None and not (job.evaluation.metrics and job.evaluation.every):
@@ -198,7 +193,7 @@ def job_preset(name: str) -> JobConfig:
 
 def headline_metric(data: str) -> str:
     """The score by which runs on a data set are compared where nothing else is asked for (docs/results/judges.md)."""
-    return "fid_judge" if NUM_CLASSES.get(data) else "fid_rotation"
+    return "fid_judge" if data in DATASETS and DATASETS[data].num_classes else "fid_rotation"
 
 
 def _judged(metrics: Sequence[str], data: str) -> tuple[str, ...]:
