@@ -5,12 +5,17 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ebm_core.config import TrainConfig, from_tree, require
 from ebm_core.data.catalog import NUM_CLASSES
 from ebm_core.errors import ConfigError
 from ebm_core.presets import PRESETS
+from workers.metrics.registry import METRICS
+from workers.scoring import check_request
+from workers.studies import STUDIES
+
+Section = TypeVar("Section", bound=type)
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -31,24 +36,34 @@ class CheckpointConfig:
         )
 
 
+def _with_studies(section: Section) -> Section:
+    """The class with a section for the options of each study, by its name: `evaluation.chains.num_steps`."""
+    for name, study in STUDIES.items():
+        section.__annotations__[name] = study.options
+        setattr(section, name, field(default_factory=study.options))
+    return section
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
+@_with_studies
 class EvaluationConfig:
-    """Scores and sample grids that are made beside training."""
+    """Scores and sample grids of checkpoints, made beside training; `ebm evaluate` is asked in the same words."""
 
     every: int = 0
     """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
     chains of sampler.generate_steps, so without a GPU it is for small models."""
     metrics: tuple[str, ...] = ("energy_gap", "fid_judge", "diversity", "nearest_train")
-    """Keys of `workers.metrics.registry.METRICS`, and the studies of `ebm evaluate` at their default sizes. Default for
-    a data set without class labels: fid_rotation in the place of fid_judge."""
+    """Keys of `workers.metrics.registry.METRICS` and of `workers.studies.STUDIES`; a study has settings of its own,
+    below its name. Default for a data set without class labels: fid_rotation in the place of fid_judge."""
     num_images: int = 1000
     """Generated images per score."""
     num_reference: int = 50_000
     """Largest number of training images behind scores in Inception features."""
     grid_count: int = 64
     """Images in the sample grid."""
-    num_actors: int = 1
-    """Processes that share the shards of a checkpoint, wherever in the cluster there is room."""
+    num_actors: int | None = 1
+    """Processes that share the shards of a checkpoint, wherever in the cluster there is room; null: one per CPU of the
+    cluster, or per GPU."""
     use_gpu: bool = False
     """A GPU for each of them, beside those of training."""
 
@@ -56,8 +71,31 @@ class EvaluationConfig:
         require(self.every >= 0, "evaluation.every", self.every, "must not be negative (0: never)")
         require(2 <= self.num_images <= 10**7, "evaluation.num_images", self.num_images, "must lie in 2 to 10000000")
         require(self.num_reference >= 2, "evaluation.num_reference", self.num_reference, "must be at least 2")
-        require(1 <= self.num_actors <= 4096, "evaluation.num_actors", self.num_actors, "must lie in 1 to 4096")
+        actors = self.num_actors
+        require(
+            actors is None or 1 <= actors <= 4096, "evaluation.num_actors", actors, "must lie in 1 to 4096, or null"
+        )
         require(1 <= self.grid_count <= 4096, "evaluation.grid_count", self.grid_count, "must lie in 1 to 4096")
+        for name in self.metrics:
+            if name not in METRICS and name not in STUDIES:
+                raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDIES))}")
+        check_request(self.scores, self.num_images)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The metrics that judge generated images, without the studies."""
+        return tuple(name for name in self.metrics if name in METRICS)
+
+    @property
+    def studies(self) -> dict[str, Any]:
+        """{name: options} of the studies among the metrics."""
+        return {name: getattr(self, name) for name in STUDIES if name in self.metrics}
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """Names of the results that the metrics leave beside a checkpoint."""
+        named = {name: study.metric for name in self.studies if (study := STUDIES[name]).metric is not None}
+        return tuple(named[name](getattr(self, name)) if name in named else name for name in self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,24 +182,11 @@ class JobConfig(TrainConfig):
 
 
 def _check_registered_names(job: JobConfig) -> None:
-    """`data.name` and `evaluation.metrics` are keys of dictionaries that live with the code that they name."""
+    """`data.name` is a key of a dictionary that lives with the code that it names."""
     from ebm_core.data import DATASETS
 
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
-    if not job.evaluation.metrics:
-        return
-    from workers.metrics.registry import METRICS  # scikit-learn takes its time
-    from workers.studies import STUDY_NAMES
-
-    strange = [name for name in job.evaluation.metrics if name not in METRICS]
-    for name in strange:
-        if name not in STUDY_NAMES:
-            raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDY_NAMES))}")
-    count = job.evaluation.num_images
-    for name in set(job.evaluation.metrics) - set(strange):
-        least = METRICS[name].least
-        require(count >= least, "evaluation.num_images", count, f"must be at least {least} for {name}")
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
