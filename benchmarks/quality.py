@@ -1,10 +1,12 @@
 """Time to a quality: processor seconds until a preset's samples are within a distance of the training images.
 
-    python -m benchmarks.quality [--preset digits] [--target 2.6] [--every 500] [--budget 600] [PATH=VALUE ...]
+    python -m benchmarks.quality [--preset digits] [--target 2.6] [--every 500] [--budget 600]
+                                 [--trainer ours] [PATH=VALUE ...]
 
 The distance is `fid_judge` (docs/results/judges.md) of 500 samples that the averaged model draws from noise by the
-preset's own chain. Only training counts: not scoring, nor imports. One thread. Prints a line at each look, and last the
-row for docs/results/quality.md. Exit status 1 where the budget ends first.
+preset's own chain. `--trainer` has others train the same network on the same data (benchmarks/rivals.py). Only training
+counts: not scoring, nor imports. One thread. Prints a line at each look, and last the row for docs/results/quality.md.
+Exit status 1 where the budget ends first.
 """
 
 import argparse
@@ -14,9 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.rivals import TRAINERS, Trainer
 from ebm_core.data import labelled_batches, load
 from ebm_core.errors import EbmError
-from ebm_core.trainer import TrainState, init_state, train_step
+from ebm_core.models import EnergyModel
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from workers.evaluator import Evaluator
@@ -47,29 +50,29 @@ class Look:
         )
 
 
-def look(state: TrainState, job: JobConfig, seconds: float) -> Look:
+def look(model: EnergyModel, step: int, job: JobConfig, seconds: float) -> Look:
     """Score the averaged model as `ebm evaluate` does, with the job's seed."""
     cfg = core_config(job)
-    evaluator = Evaluator(state.ema, cfg, load(cfg.data, "train"), load(cfg.data, "test"), "in memory")
+    evaluator = Evaluator(model, cfg, load(cfg.data, "train"), load(cfg.data, "test"), "in memory")
     found = evaluator.score(METRICS, IMAGES, cfg.seed)
     judged, classes = found["fid_judge"], found["classifier"]
     share = min(classes["images_per_class"]) / IMAGES
     known = (judged["value"], judged["heldout"], judged["noise"], classes["value"], share, found["diversity"]["value"])
-    return Look(state.step, seconds, *known)
+    return Look(step, seconds, *known)
 
 
-def time_to_target(job: JobConfig, target: float, every: int, budget: float) -> list[Look]:
+def time_to_target(job: JobConfig, trainer: Trainer, target: float, every: int, budget: float) -> list[Look]:
     """Looks at every so many steps, until one is within the target, or training or the budget (processor s) ends."""
     cfg = core_config(job)
-    state, seconds, looks = init_state(cfg), 0.0, []
+    seconds, looks = 0.0, []
     steps = labelled_batches(cfg.data, cfg.train.batch_size, seed=cfg.seed, stop=cfg.train.num_steps)
-    for x_data, condition in steps:
+    for step, (x_data, condition) in enumerate(steps, start=1):
         started = time.process_time()
-        train_step(state, x_data, cfg, condition=condition)
+        trainer.step(x_data, condition)
         seconds += time.process_time() - started
         over = seconds > budget
-        if state.step % every == 0 or state.step == cfg.train.num_steps or over:
-            looks.append(look(state, job, seconds))
+        if step % every == 0 or step == cfg.train.num_steps or over:
+            looks.append(look(trainer.ema, step, job, seconds))
             print(looks[-1].line(), flush=True)
             if over or looks[-1].distance <= target:
                 break
@@ -91,12 +94,14 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--target", type=float, default=2.6, help="fid_judge at which the clock stops")
     parser.add_argument("--every", type=int, default=500, help="training steps between two looks")
+    parser.add_argument("--trainer", default="ours", choices=list(TRAINERS), help="who makes the steps")
     parser.add_argument("--budget", type=float, default=600.0, help="processor seconds of training at most")
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     try:
         job = override(job_preset(given.preset), given.settings)
-        looks = time_to_target(job, given.target, given.every, given.budget)
+        trainer = TRAINERS[given.trainer](core_config(job))
+        looks = time_to_target(job, trainer, given.target, given.every, given.budget)
     except EbmError as error:
         print(f"quality: {error}", file=sys.stderr)
         return 2

@@ -325,7 +325,7 @@ def print_steps(presets: dict[str, tuple[TrainConfig, Work]]) -> None:
 
 def print_control(presets: dict[str, tuple[TrainConfig, Work]], keep: int = 3, every: int = 500) -> None:
     """What surrounds the steps."""
-    print("\n| GPUs and shards | Requests a checkpoint | by rank 0 in turn | s at 20 and 100 ms |", end="")
+    print("\n| GPUs and batch shards | Requests a checkpoint | by rank 0 in turn | s at 20 and 100 ms |", end="")
     print(" a restart: rank 0, others | others before |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
     for workers in (8, 64, 512):
         every_one, turn = sum(save_requests(workers, keep).values()), serial_requests(workers, workers, keep)

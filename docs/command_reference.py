@@ -17,7 +17,7 @@ Made by `python -m docs.command_reference` from the commands themselves; a test 
 `ebm COMMAND --help` prints what a command does, and its options, on a terminal.
 
 - **PRESET** is one of {presets}. **PATH=VALUE** is any setting of [the configuration](configuration.md).
-- **RUN** is a name below `--storage` (`./runs` unless given), a folder, or `s3://bucket/.../run`.
+- **RUN** is the name of a run in `--storage` (default: `./runs`), its folder, or `s3://bucket/.../run`.
 - Results go to standard output; progress, notes and errors go to standard error.
 
 ## Exit statuses
@@ -27,42 +27,41 @@ Made by `python -m docs.command_reference` from the commands themselves; a test 
 | 0 | done; also when there was nothing left to do |
 | 1 | `ebm doctor` or `ebm verify` found something bad, a sweep lacks results, or a followed job was lost |
 | 2 | wrong input, or something that could not be reached: one line on standard error says what to do |
-| 3 | training diverged; what it had is stored |
-| 130, 143 | stopped by Ctrl-C or SIGTERM; a training has stored a checkpoint first |
+| 3 | training diverged; its last state is stored |
+| 130, 143 | stopped by Ctrl-C or SIGTERM; training stores a checkpoint first |
 """
 
 USE: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": (
-        "The command for one run. It joins a Ray that is there and starts one if there is none. The same line again "
-        "goes on where it was stopped if `name=` was given, and has nothing to do if it was finished. At the end it "
-        "prints where the run, its samples and its page are.",
+        "Repeat the command with the same `name=` to resume an interrupted run; a finished run is left as it is. At "
+        "the end `ebm train` prints where the run, its samples and its page are.",
         ("ebm train cifar10 name=here data.root=data cluster.num_workers=4 cluster.use_gpu=true",),
     ),
     "config": (
-        "To see what a preset and your changes come to before anything starts. An unknown path is refused with the "
-        "nearest known one.",
+        "Useful before a long run, to see what will be trained. An unknown setting is refused, with the nearest known "
+        "one.",
         ("ebm config cifar10 sampler.num_steps=60", "ebm config digits --json"),
     ),
-    "profile": ("Before a long run: where a step's time goes here, and how long the run would take.", ()),
+    "profile": ("Useful before a long run, and to compare engine settings.", ()),
     "sample": (
-        "For a picture of what a stored model draws, at any of its checkpoints.",
+        "Any stored checkpoint of the run can be drawn from.",
         ("ebm sample first --count 16 --steps 400",),
     ),
     "doctor": (
-        "First of all on a new machine, and on one where something is odd.",
+        "Run this first on a new machine, and whenever something looks wrong. Each problem comes with its remedy.",
         ("ebm doctor --storage s3://runs",),
     ),
     "evaluate": (
-        "Scores a run that is stored, as often as you like; each score document names the checkpoint, the data and the "
-        "seed. Scores made beside training (`evaluation.every`) are the same code.",
+        "A run can be scored any number of times; each score document names the checkpoint, the data and the seed. "
+        "Scores made beside training (`evaluation.every`) come from the same code.",
         (
             "ebm evaluate first --metrics ood ood.sets=svhn=data ood.protocol=paper_code",
             "ebm evaluate first --metrics chains chains.num_steps=3000",
         ),
     ),
     "compose": (
-        "Energies that were trained apart, sampled as one. The runs must be of one data set and one image size. A "
-        "condition is needed for each run that was trained with `data.condition`.",
+        "The runs may have been trained apart, but on one data set and image size. A run that was trained with "
+        "`data.condition` needs a CONDITION.",
         (
             "ebm compose left:left=1 top:top=1 --op and --weight 2 --weight 1",
             "ebm compose written:3 written:8 --op or",
@@ -71,10 +70,10 @@ USE: dict[str, tuple[str, tuple[str, ...]]] = {
     "sweep": (
         "The paper's grids by name, or a preset with values to try. The same command after a stop runs only what is "
         "missing. `--dry-run` says beforehand how many trials there are and how long they may take.",
-        ("ebm sweep digits optimizer.lr=1e-4,1e-3 --seeds 2 --name lr",),
+        (),
     ),
     "report": (
-        "A page to look at or to send. See [the page of a run](report.md).",
+        "The page is one HTML file without links to elsewhere. See [the page of a run](report.md).",
         (
             "ebm report first second --out compared.html",
             "ebm report first --live",
@@ -82,42 +81,42 @@ USE: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "submit": (
-        "The same commands on a cluster, from a machine that is no part of it. See [operating it](operate.md).",
+        "The machine need not be part of the cluster. See [operating](operate.md).",
         ("ebm submit sweep table2 --seeds 3 storage=s3://bucket/runs",),
     ),
-    "jobs": ("What a cluster is doing and has done.", ("ebm jobs --json",)),
-    "logs": ("What a job says or said.", ("ebm logs first -f",)),
-    "stop": ("Ends a job without losing its last steps.", ("ebm stop first",)),
-    "resume": ("Goes on with a run without repeating its settings.", ()),
-    "clone": ("Begins anew with something changed, for instance after a divergence.", ()),
+    "jobs": ("The list shows each job's run, state and age.", ("ebm jobs --json",)),
+    "logs": ("A finished job's output can be read too.", ("ebm logs first -f",)),
+    "stop": ("No step is lost.", ("ebm stop first",)),
+    "resume": ("The settings need not be repeated: they are stored with the run.", ()),
+    "clone": ("Useful to try a change, for instance after a divergence.", ()),
     "verify": (
-        "After damage to a disk, before a run is archived, or in a nightly job.",
+        "Useful after damage to a disk, before a run is archived, or in a nightly job.",
         ("ebm verify first --set-aside",),
     ),
-    "gc": ("After kills. What a committed checkpoint names is never touched.", ()),
+    "gc": ("Useful after a process was killed. Files of a committed checkpoint are never touched.", ()),
     "data download": (
-        "Gets the published files once, and checks their published sums.",
+        "The published files are downloaded once, and their published checksums are checked.",
         ("ebm data download cifar10 data.root=data",),
     ),
     "data check": (
-        "Before training on images of your own: how many are found, how many are held out, and in what shape the model "
-        "would see them.",
+        "Useful before training on images of your own: how many are found, how many are held out, and in what shape "
+        "the model sees an image.",
         ("ebm data check digits data.name=image_folder data.root=pictures",),
     ),
     "data prepare": (
-        "Once per data set, for a cluster whose nodes share no folder, or for images that are slow to decode. See "
+        "Useful for a cluster whose nodes share no folder, or for images that are slow to decode. See "
         "[data on a cluster](operate.md#data-on-a-cluster).",
         ("ebm data prepare digits data.name=image_folder data.root=pictures --to prepared",),
     ),
-    "data inception": ("Once per machine, for FID and Inception score as published. Nothing is downloaded.", ()),
-    "data mobilenet": ("Once per machine, for the scores called `fid_medium`. Nothing is downloaded.", ()),
+    "data inception": ("Needed once per machine.", ()),
+    "data mobilenet": ("Needed once per machine. Nothing is downloaded.", ()),
     "runs": (
-        "What there is, in which state, with which scores.",
+        "Each run is listed with its state and its scores.",
         ("ebm runs --sort fid_judge", "ebm runs --sweep table2-digits --json"),
     ),
-    "runs compare": ("Why two runs came out differently.", ()),
-    "metrics list": ("What each exported number means.", ()),
-    "metrics config": ("To have Prometheus find the exporter. See [watching](operate.md#watching).", ()),
+    "runs compare": ("Useful to find out why two runs came out differently.", ()),
+    "metrics list": ("A gauge is a number that runs export while they train.", ()),
+    "metrics config": ("Prometheus needs it to find the exporters. See [watching](operate.md#watching).", ()),
 }
 
 

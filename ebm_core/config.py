@@ -6,6 +6,7 @@ ranges, `TrainConfig` checks what must agree between sections.
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
@@ -44,20 +45,22 @@ class DataConfig:
     """Which images, and in what shape the model sees them."""
 
     name: str = "cifar10"
-    """A key of `ebm_core.data.DATASETS`."""
+    """Data set to train on: a key of `ebm_core.data.DATASETS`."""
     root: str = "data"
-    """Folder with the files as published (torchvision's layout), or a folder or s3://BUCKET/PREFIX with what
-    `ebm data prepare` made of them."""
+    """Folder with the published files, in torchvision's layout; or a folder or s3://BUCKET/PREFIX that `ebm data
+    prepare` wrote. A leading ~ means the home folder of whoever gives the setting, and is stored as that folder."""
     image_size: int = 32
-    """Height and width in pixels; other sizes are resized (short side, antialiased) and cropped to the centre."""
+    """Height and width in pixels; images of another size are resized (short side, antialiased) and cropped to the
+    centre."""
     channels: int = 3
-    """Colours: 1 (grey) or 3 (RGB); images of the other kind are converted."""
+    """Number of colour channels: 1 (grey) or 3 (RGB); images of the other kind are converted."""
     condition: Literal["none", "label", "attributes"] = "none"
-    """What a conditional energy E(x, c) is told about an image (Section 3.3)."""
+    """What a conditional energy E(x, c) is told about an image (Section 3.3): nothing, its class label, or its
+    attributes."""
     attributes: tuple[str, ...] = ()
-    """Names of the attributes or factors to condition on, when condition is `attributes`; empty: all of them."""
+    """Names of the attributes or factors to condition on, with data.condition=attributes; empty: all."""
     limit: int | None = None
-    """Use the first `limit` training images only."""
+    """Number of training images to use, from the first on; null: all."""
     dither: bool = True
     """Add U(0, 1/256) to pixels that are multiples of 1/256, so that the data has a density."""
 
@@ -66,6 +69,7 @@ class DataConfig:
         require(self.channels in (1, 3), "data.channels", self.channels, "must be 1 (grey) or 3 (RGB)")
         require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all")
         require("\0" not in self.root and self.root != "", "data.root", self.root, "must name a folder")
+        object.__setattr__(self, "root", os.path.expanduser(self.root))  # ~ may be another folder on another node
         if "://" in self.root and not S3_PLACE.fullmatch(self.root):  # not repeated: it may hold a password
             raise ConfigError(
                 "data.root: must name a folder or s3://BUCKET/PREFIX[?endpoint_url=http://HOST:PORT], without user or "
@@ -80,30 +84,33 @@ class ModelConfig:
     """The energy network (Appendix A.1, Fig. 11 as built by the published code)."""
 
     kind: Literal["figure11a", "figure11b", "mnist", "plain", "dense"] = "figure11a"
-    """Layout: (a) CIFAR-10, (b) CelebA-HQ and LSUN, the published MNIST net, plain convolutions, or dense layers on all
-    pixels at once for images as small as 8 x 8."""
+    """Layout of the network: `figure11a` (CIFAR-10), `figure11b` (CelebA-HQ, LSUN), `mnist` (the published MNIST net),
+    `plain` (convolutions), or `dense` (layers on all pixels at once, for images as small as 8 x 8)."""
     widths: tuple[int, ...] = (64, 64, 128, 256, 512)
-    """Channels after the first convolution and after each down-sampling block; of `dense`, units of each layer."""
+    """Channels after the first convolution and after each down-sampling block; with model.kind=dense, units of each
+    layer."""
     norm: Literal["layer", "group", "instance", "none"] = "layer"
-    """Normalisation inside blocks (Section 3.1: layer; the published code: instance, affine, group above 128)."""
+    """Normalisation inside blocks. `layer`: the paper (Section 3.1). `instance`: the published code, one group per
+    channel up to 128 channels and 32 groups above. `group`: 32 groups. `none`: no normalisation."""
     spectral_norm: bool = False
-    """Divide each weight by its largest singular value (what IGEBM needed, Fig. 9)."""
+    """Divide each weight by its largest singular value (IGEBM, an earlier method, needed this: Fig. 9)."""
     standardize_weights: bool = True
     """Give the convolutions inside blocks zero-mean, unit-length filters (the published code: unit variance)."""
     attention: bool = True
-    """Self-attention at a low resolution (Fig. 11)."""
+    """Add a self-attention layer at a low resolution (Fig. 11)."""
     multiscale: bool = True
     """Sum energies of the full, half and quarter resolution (Section 2.4)."""
     scale_mode: Literal["code", "paper"] = "code"
-    """Smaller scales drop the last stages (published code) or the first (Appendix A.1)."""
+    """Which stages of the network the smaller scales leave out: the last (`code`, as published) or the first (`paper`,
+    Appendix A.1)."""
     centered: bool = False
-    """Give the network 2 x - 1, in [-1, 1], instead of x in [0, 1]: it learns faster."""
+    """Give the network 2 x - 1, in [-1, 1], instead of x in [0, 1]; training is faster."""
     head: Literal["mean", "places"] = "mean"
-    """How the last map becomes one number: a weight for each channel of its mean over pixels (Fig. 11), or a weight for
-    each channel at each place, which tells an energy where in the image something is."""
+    """How the last feature map becomes one number. `mean`: average over pixels, then weight each channel (Fig. 11).
+    `places`: weight each channel at each place, so that the energy knows where in the image something is."""
     output_scale: float = 1.0
-    """Multiplies the network's output. A slope that leads from noise to data within generate_steps steps belongs to
-    energies of the order of 1 / (step_size generate_steps): with such a scale the weights themselves stay near 1."""
+    """Factor on the network's output. For chains that reach the data within sampler.generate_steps, energies must be of
+    the order of 1 / (step_size generate_steps); with that factor here, the weights themselves stay near 1."""
 
     def __post_init__(self) -> None:
         require_finite(self, "model")
@@ -117,27 +124,29 @@ class SamplerConfig:
     """The chain that draws negatives (Appendix A.2) and, at test time, images (Section 2.3)."""
 
     kind: Literal["langevin", "hmc"] = "langevin"
-    """Langevin dynamics (Eq. 2), or Hamiltonian Monte Carlo."""
+    """How samples are drawn: Langevin dynamics (Eq. 2), or Hamiltonian Monte Carlo (HMC)."""
     num_steps: int = 40
-    """Steps of a training chain."""
+    """Number of steps of a training chain."""
     step_size: float = 100.0
-    """Multiplies the energy gradient: 100 for CIFAR-10, 1000 for CelebA-HQ and LSUN (A.2). Pixels^2 per energy."""
+    """Step size, in pixels^2 per energy: the factor on the energy gradient. 100 for CIFAR-10, 1000 for CelebA-HQ and
+    LSUN (Appendix A.2)."""
     noise_std: float = 0.001
-    """Noise per step, in pixels. The paper sets it apart from step_size; so do we."""
+    """Standard deviation of the noise in each step, in pixels. The paper sets it independently of step_size."""
     temperature: float | None = None
-    """If given, noise_std is ignored and the noise is sqrt(2 step_size temperature): Langevin at that temperature."""
+    """Temperature T of Langevin dynamics: noise_std is ignored, and the noise is sqrt(2 step_size T); null: noise_std
+    counts."""
     clamp: bool = True
     """Keep samples in the data range [0, 1] after each step."""
     backprop: Literal["last", "all"] = "last"
-    """Which steps L_opt differentiates through: the last (Section 2.2) or all (Appendix A.4)."""
+    """Which steps L_opt is differentiated through: the last (Section 2.2) or all (Appendix A.4)."""
     hmc_leapfrog_steps: int = 5
-    """Leapfrog steps of one HMC transition; their length is sqrt(2 step_size) at unit temperature."""
+    """Leapfrog steps in one HMC transition, each of length sqrt(2 step_size) at unit temperature."""
     generate_steps: int = 400
-    """Steps of a test-time chain."""
+    """Number of steps of a chain that generates images from noise, after training."""
     transition_every: int = 20
-    """At test time an augmentation follows every so many steps (Section 2.3); 0: never."""
+    """Steps between two augmentations of a generating chain (Section 2.3); 0: no augmentation."""
     transition_free_steps: int = 200
-    """The last steps of a test-time chain, which no transition disturbs."""
+    """Number of last steps of a generating chain that no augmentation interrupts."""
 
     def __post_init__(self) -> None:
         require_finite(self, "sampler")
@@ -173,25 +182,30 @@ class LossConfig:
     """Weights of the terms of L_Full = L_CD + L_KL (Section 2.1)."""
 
     cd_weight: float = 1.0
-    """L_CD, Eq. 4. Beside a flow term their ratio counts: with energies in units of 1 / (step_size generate_steps),
-    Energy Matching has 0.001 step_size generate_steps for each 1 of loss.flow_weight."""
+    """Weight of L_CD, the contrastive divergence (Eq. 4). Beside a flow term the ratio of both weights counts: with
+    energies in units of 1 / (step_size generate_steps), Energy Matching has 0.001 step_size generate_steps for each 1
+    of loss.flow_weight."""
     kl_weight: float = 1.0
-    """L_opt, Eq. 6."""
+    """Weight of L_opt, the part of the KL term that improves the sampler (Eq. 6)."""
     entropy_weight: float = 1.0
-    """L_ent, Eq. 7 (maximised). The published code's 0.3 beside a mean over three scales is 0.9 beside our sum."""
+    """Weight of L_ent, the entropy of the samples, which is maximised (Eq. 7). The published code's 0.3 beside a mean
+    over three scales is 0.9 beside the sum here."""
     l2_weight: float = 1.0
-    """a in a (E(x)^2 + E(x')^2), Section 3.1; it sets the unit in which stability is judged."""
+    """Weight a of the penalty a (E(x)^2 + E(x')^2) on the size of energies (Section 3.1). The limits of divergence are
+    in units of 1 / a."""
     num_past: int = 1000
-    """Past samples B that Eq. 7 measures against."""
+    """Number of past samples B that each sample's distance is measured to in L_ent (Eq. 7)."""
     flow_weight: float = 0.0
-    """Flow matching, the warm start's loss, kept as a term beside contrastive divergence (Energy Matching); 0: not."""
+    """Weight of flow matching, the warm start's loss, as a term beside contrastive divergence (Energy Matching); 0: no
+    such term."""
     trim_fraction: float = 0.0
     """Share of the samples, those of lowest energy, that L_CD leaves out of its mean (Energy Matching: 0.1)."""
     cd_floor: float | None = None
-    """Below this value L_CD pushes no further (Energy Matching: -0.02 for energies times generate_steps step_size);
-    null: no floor. In units of the energy."""
+    """Lowest value of L_CD that is still pushed down, in units of the energy (Energy Matching: -0.02 for energies times
+    generate_steps step_size); null: no floor."""
     opt_samples: int | None = None
-    """Only the first so many samples carry L_opt (published code: 128 or 32); null: all (the paper)."""
+    """Number of samples of a batch that carry L_opt, the first ones (published code: 128 or 32); null: all (the
+    paper)."""
 
     def __post_init__(self) -> None:
         require_finite(self, "loss")
@@ -215,12 +229,15 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmupConfig:
-    """Flow matching before contrastive divergence (Energy Matching, Balcerak et al., NeurIPS 2025): no chains run."""
+    """The warm start: flow matching before contrastive divergence, without chains (Energy Matching, Balcerak et al.,
+    NeurIPS 2025)."""
 
     num_steps: int = 0
-    """Steps of flow matching, the first of train.num_steps; contrastive divergence follows. 0: the paper as it is."""
+    """Number of steps of flow matching; train.num_steps includes them, and contrastive divergence does the rest. 0: no
+    warm start (the paper)."""
     lr: float = 2e-3
-    """Highest learning rate of these steps: it rises over the first lr_rise_steps, then falls to 0 along a cosine."""
+    """Highest learning rate of the warm start: it rises over the first warmup.lr_rise_steps, then falls to 0 along a
+    cosine."""
     lr_rise_steps: int = 50
     """Steps over which the learning rate of the warm start rises from 0."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -228,14 +245,14 @@ class WarmupConfig:
     ema_decay: float = 0.995
     """Decay of the averaged parameters during the warm start; optimizer.ema_decay takes over after it."""
     pairing: Literal["optimal", "random"] = "optimal"
-    """Which noise image leads to which data image: optimal transport within the worker's batch (least sum of squared
-    distances), or the order in which they come."""
+    """Which noise image leads to which data image: `optimal` transport within the worker's batch (least sum of squared
+    distances), or `random`."""
     well_from: float = 1.0
-    """Place t on the way from noise (0) to data (1) from which the wanted slope falls linearly to 0 at the data, so
-    that data lies in wells (Equilibrium Matching, 2025); 1: the slope stays constant (Energy Matching)."""
+    """Place t on the way from noise (0) to data (1) from which the target slope falls linearly to 0 at the data, so
+    that data lies in wells (Equilibrium Matching, 2025); 1: the slope is constant (Energy Matching)."""
     speed: float = 1.0
-    """Multiplies the wanted slope. At 1, sampler.generate_steps steps lead just from noise to data; at 2 half of them
-    do, and the rest let a chain settle."""
+    """Factor on the target slope. At 1, sampler.generate_steps steps lead just from noise to data; at 2, half of the
+    steps do, and the rest let a chain settle."""
 
     def __post_init__(self) -> None:
         require_finite(self, "warmup")
@@ -250,26 +267,29 @@ class WarmupConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BufferConfig:
-    """The store of past samples that chains start from (Section 2.5)."""
+    """The replay buffer: past samples, from which chains start (Section 2.5)."""
 
     kind: Literal["reservoir", "fifo", "persistent"] = "reservoir"
-    """Which past samples are kept: a uniform choice of all of them (Section 2.5), the newest, or the present state of
-    each of `capacity` chains that go on for the whole training (persistent contrastive divergence, Tieleman, 2008)."""
+    """Which past samples are kept. `reservoir`: a uniform choice of all (Section 2.5). `fifo`: the newest.
+    `persistent`: the present state of each of `capacity` chains that run for the whole training (persistent contrastive
+    divergence, Tieleman, 2008)."""
     capacity: int = 10_000
-    """Samples over all shards (Section 3.1)."""
+    """Number of past samples kept, over all workers (Section 3.1)."""
     restart_fraction: float = 0.05
-    """Chains that start from U(0, 1) noise instead (Section 3.1: 5 %)."""
+    """Share of the chains that start from U(0, 1) noise instead of a past sample (Section 3.1: 5 %)."""
     restart_steps: int = 0
-    """Langevin steps that a restarted chain takes before it joins the others. 0 (the paper): it joins as noise, and the
-    energy of what it is after sampler.num_steps, still half noise, is raised with the others'."""
+    """Extra Langevin steps for a chain that starts from noise, before it joins the others. 0 (the paper): none, so the
+    energy of images that are still half noise is raised too."""
     data_fraction: float = 0.0
-    """Share of the chains that start from the data images of the batch, every one of which ends here: only the other
-    chains enter the buffer and go on (Energy Matching: half of them)."""
+    """Share of the chains that start from the batch's data images (Energy Matching: half). Their ends do not enter the
+    buffer."""
     num_shards: int = 8
-    """Virtual shards: each worker owns whole shards, so num_shards must be a multiple of cluster.num_workers."""
+    """Number of batch shards: equal parts of each batch and of the buffer. Each worker owns whole ones, so num_shards
+    must be a multiple of cluster.num_workers."""
     conditions: Literal["data", "kept"] = "data"
-    """Of a conditional energy: a chain that starts from a past sample follows the condition of the data image beside
-    it, or the one that the sample was made for. Only the former shows the energy images under another condition."""
+    """Which condition a chain from a past sample follows, in a conditional energy: that of the `data` image beside it,
+    or the one `kept` with the sample. Only with `data` does the energy see samples under a condition that they were not
+    made for."""
 
     def __post_init__(self) -> None:
         require_finite(self, "buffer")
@@ -289,28 +309,29 @@ class BufferConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Data augmentation transitions (Section 2.3, Appendix A.2), one random parameter set per sample."""
+    """Data augmentation between chains (Section 2.3, Appendix A.2): random parameters for each sample."""
 
     enabled: bool = True
-    """Augment past samples before chains go on from them (Section 2.3)."""
+    """Augment past samples before chains start from them (Section 2.3)."""
     color_strength: float = 1.0
-    """Colour jitter (0.8, 0.8, 0.8, 0.4) x strength, as in SimCLR: 1.0 for CIFAR-10, 0.5 for CelebA-HQ and LSUN."""
+    """Strength s of the colour jitter (0.8 s, 0.8 s, 0.8 s, 0.4 s), as in SimCLR: 1.0 for CIFAR-10, 0.5 for CelebA-HQ
+    and LSUN."""
     color_prob: float = 0.8
-    """Chance that a sample gets the colour jitter."""
+    """Probability of the colour jitter."""
     grayscale_prob: float = 0.2
-    """Chance that a sample loses its colour."""
+    """Probability that a sample is made grey."""
     flip_prob: float = 0.5
-    """Chance of a mirror image."""
+    """Probability of a horizontal flip."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
-    """Area of the random resized crop, as a fraction of the image; (1, 1) with ratio (1, 1) leaves it alone."""
+    """Range of the random crop's area, as a fraction of the image; (1, 1) with crop_ratio (1, 1): no crop."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    """Width over height of the crop."""
+    """Range of the random crop's width over its height."""
     blur_kernel: int = 5
-    """Pixels: 5 for CIFAR-10, 11 for CelebA-HQ and LSUN."""
+    """Width of the blur's kernel in pixels, odd: 5 for CIFAR-10, 11 for CelebA-HQ and LSUN."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the Gaussian's width in pixels."""
+    """Range of the blur's standard deviation, in pixels."""
     blur_prob: float = 0.5
-    """Chance of a blur."""
+    """Probability of a blur."""
 
     def __post_init__(self) -> None:
         require_finite(self, "augment")
@@ -336,16 +357,18 @@ class OptimizerConfig:
     lr: float = 2e-4
     """Learning rate of Adam."""
     lr_rise_steps: int = 0
-    """Steps of contrastive divergence over which the learning rate rises from 0, so that Adam's first steps, which are
-    of full size whatever the gradient, do no harm; 0: none."""
+    """Steps of contrastive divergence over which the learning rate rises from 0, because Adam's first steps have full
+    size whatever the gradient; 0: it is constant from the start."""
     lr_fall_steps: int | None = None
-    """Steps of contrastive divergence after which the learning rate has fallen to 0 along a cosine; null: it stays."""
+    """Steps of contrastive divergence after which the learning rate has fallen to 0 along a cosine; null: it does not
+    fall."""
     betas: tuple[float, float] = (0.0, 0.9)
-    """Adam's decay rates of the mean and of the mean square of gradients."""
+    """Adam's decay rates, of the mean and of the mean square of gradients."""
     grad_clip: float | None = None
     """Largest norm of the whole gradient (published code: 0.5); null: no clipping."""
     ema_decay: float = 0.999
-    """Section 3.1. The published code has 0.99."""
+    """Decay of the averaged (EMA) parameters, which generate and are scored (0.999 in Section 3.1; the published code
+    has 0.99)."""
 
     def __post_init__(self) -> None:
         require_finite(self, "optimizer")
@@ -365,30 +388,35 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """Length of training, and when it counts as diverged."""
+    """Length of training, and when a run counts as diverged."""
 
     num_steps: int = 20_000
-    """The author speaks of 10,000 to 20,000 iterations; the paper, of one day on a V100."""
+    """Number of training steps, warm start included. (The author names 10,000 to 20,000 iterations; the paper, one day
+    on a V100.)"""
     batch_size: int = 128
-    """Images per step over all workers."""
+    """Images per step, over all workers."""
     log_every: int = 10
-    """Steps between two rows of metrics; the first step is always logged."""
+    """Steps between two logged rows; the first step is always logged."""
     grad_norms_every: int = 0
-    """Log the gradient norm of each loss term every so many steps (Fig. 12); 0: never. Costs a backward pass a term."""
+    """Steps between two logged gradient norms of each loss term (Fig. 12), each of which costs a backward pass; 0:
+    none."""
     gap_limit: float = -0.5
-    """Diverged when the running mean of l2_weight (E(data) - E(samples)) is below this (collapse is -1, Fig. 9), ..."""
+    """Limit of the running energy gap, the mean of l2_weight (E(data) - E(samples)) over train.gap_window steps. A run
+    counts as diverged after train.gap_patience steps below the limit; a collapse is at -1 (Fig. 9)."""
     gap_window: int = 100
-    """... where the mean runs over so many steps ..."""
+    """Number of steps over which the running energy gap is averaged."""
     gap_patience: int = 500
-    """... for so many steps in a row."""
+    """Steps in a row below train.gap_limit before a run counts as diverged."""
     energy_limit: float = 10.0
-    """Diverged when a batch's mean |E|, in units of 1 / l2_weight, exceeds this (published code: 10)."""
+    """Largest |mean E| of a batch's data or samples, in units of 1 / l2_weight; above it a run counts as diverged at
+    once (published code: 10)."""
     on_divergence: Literal["stop", "rollback"] = "stop"
-    """stop: end the run. rollback: return to the newest sound checkpoint from before the drift, and go on slower."""
+    """What happens when a run diverges. `stop`: its last state is saved, and the run ends. `rollback`: it returns to
+    the newest checkpoint from before the drift, and continues with a lower learning rate."""
     rollback_lr_factor: float = 0.5
-    """Multiplies the learning rate at each rollback."""
+    """Factor on the learning rate at each rollback."""
     max_rollbacks: int = 3
-    """Rollbacks of one run; the next divergence ends it."""
+    """Number of rollbacks in one run; the next divergence ends the run."""
 
     def __post_init__(self) -> None:
         require_finite(self, "train")
@@ -407,21 +435,23 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """How the step is executed; never what it computes."""
+    """How a step is computed; a faster engine computes the same step."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when there is one."""
+    """Device to train on; auto: CUDA if there is a GPU, else the CPU."""
     num_threads: int | None = None
-    """Threads of PyTorch's CPU operators in one worker; null: the cores that the worker was given."""
+    """Threads of PyTorch's CPU operators in one worker; null: as many as the worker has CPUs."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: convolutions in it; normalisation, the update, noise, losses and weights stay in float32."""
+    """Precision of the convolutions. With bfloat16, normalisation, the update, noise, losses and weights stay in
+    float32."""
     compile: bool = False
-    """Compile the network passes (torch.compile): minutes once, then cached on disk. Pays for large models only.
-    On a CPU augmentation is in C++ then, with the same bits."""
+    """Compile the network's passes (torch.compile): takes minutes once, then comes from a cache on disk; pays for large
+    models only. On a CPU this also runs augmentation in C++, with bit-identical results."""
     channels_last: bool = False
-    """NHWC memory format for passes that are not compiled, not in bfloat16 and not by Winograd; those always use it."""
+    """Store images as NHWC in plain float32 passes. Compiled, bfloat16 and Winograd passes always do."""
     winograd: bool = False
-    """float32 3x3 convolutions by Winograd, F(4x4, 3x3): a quarter of the products. Needs g++; pays with `compile`."""
+    """Use Winograd's F(4x4, 3x3) for float32 3x3 convolutions on a CPU: a quarter of the multiplications. Needs g++;
+    pays with engine.compile."""
 
     def __post_init__(self) -> None:
         require(
@@ -463,7 +493,7 @@ class TrainConfig:
     """All that training needs and no cluster: what `init_state` and `train_step` take."""
 
     seed: int = 0
-    """Of everything random: weights, data order, chains, buffer."""
+    """Seed of all randomness: weights, data order, chains, buffer."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -82,7 +82,51 @@ def digits_paper() -> TrainConfig:
     )
 
 
+def _small_convolutions(data: DataConfig, warmup_steps: int, widths: tuple[int, ...]) -> TrainConfig:
+    """As `digits`, with convolutions and a head that tells places apart: images of 28 x 28 or 32 x 32 on a CPU."""
+    return TrainConfig(
+        data=data,
+        model=ModelConfig(
+            kind="plain",
+            widths=widths,
+            norm="none",
+            attention=False,
+            multiscale=False,
+            standardize_weights=False,
+            centered=True,
+            head="places",
+            output_scale=1e-4,
+        ),
+        sampler=SamplerConfig(
+            num_steps=10,
+            step_size=200.0,
+            noise_std=0.01,
+            generate_steps=100,
+            transition_every=0,
+            transition_free_steps=0,
+        ),
+        loss=LossConfig(cd_weight=40.0, flow_weight=0.25, kl_weight=0.0, entropy_weight=0.0, l2_weight=0.0),
+        warmup=WarmupConfig(num_steps=warmup_steps, speed=2.0, ema_decay=0.998),
+        buffer=BufferConfig(
+            kind="persistent", capacity=512, restart_fraction=0.05, restart_steps=50, data_fraction=0.5
+        ),
+        augment=AugmentConfig(enabled=False),
+        optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.99), ema_decay=0.995, lr_rise_steps=50, lr_fall_steps=1000),
+        train=LoopConfig(num_steps=warmup_steps + 500, batch_size=64),
+    )
+
+
 def mnist() -> TrainConfig:
+    """MNIST by the recipe of `digits` on convolutions: within two core-hours of a CPU (results/quality.md)."""
+    return _small_convolutions(DataConfig(name="mnist", image_size=28, channels=1), 8000, (16, 48, 96, 128))
+
+
+def fashion_mnist() -> TrainConfig:
+    """Fashion-MNIST, as `mnist`."""
+    return _small_convolutions(DataConfig(name="fashion_mnist", image_size=28, channels=1), 8000, (16, 48, 96, 128))
+
+
+def mnist_paper() -> TrainConfig:
     """MNIST with the published code's small net (Appendix A.4). Grey images have no hue, and digits do not flip."""
     return TrainConfig(
         data=DataConfig(name="mnist", image_size=28, channels=1),
@@ -91,8 +135,8 @@ def mnist() -> TrainConfig:
     )
 
 
-def fashion_mnist() -> TrainConfig:
-    """As `mnist`, with flips: clothes are as likely mirrored."""
+def fashion_mnist_paper() -> TrainConfig:
+    """Fashion-MNIST with the published code's small net, as `mnist_paper`; clothes are as likely mirrored."""
     return TrainConfig(
         data=DataConfig(name="fashion_mnist", image_size=28, channels=1),
         model=ModelConfig(kind="mnist", widths=(64, 128, 256, 512), attention=False, multiscale=False),
@@ -114,6 +158,11 @@ def _faces_and_rooms(data: str) -> TrainConfig:
         augment=AugmentConfig(color_strength=0.5, blur_kernel=11),
         train=LoopConfig(batch_size=64),
     )
+
+
+def cifar10_small() -> TrainConfig:
+    """CIFAR-10 by the recipe of `digits` on convolutions of 0.9 million parameters: hours on a CPU."""
+    return _small_convolutions(DataConfig(name="cifar10", image_size=32), 60_000, (32, 64, 128, 256))
 
 
 def celeba_hq() -> TrainConfig:
@@ -143,8 +192,11 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "digits": digits,
     "digits_paper": digits_paper,
     "mnist": mnist,
+    "mnist_paper": mnist_paper,
     "fashion_mnist": fashion_mnist,
+    "fashion_mnist_paper": fashion_mnist_paper,
     "cifar10": cifar10,
+    "cifar10_small": cifar10_small,
     "celeba_hq": celeba_hq,
     "lsun_bedroom": lsun_bedroom,
     "objects": objects,

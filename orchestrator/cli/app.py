@@ -12,30 +12,21 @@ from orchestrator.cli.flags import in_flags
 
 app = typer.Typer(
     name="ebm",
-    help="Train, sample and score energy-based models (improved contrastive divergence) on PyTorch and Ray.",
+    help="Train, sample, score and compare energy-based models of images, on PyTorch and Ray. Begin with `ebm doctor`, "
+    "then `ebm train digits`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add_typer(data.data_app, name="data")
-app.add_typer(runs.app, name="runs")
-app.add_typer(metrics.metrics_app, name="metrics")
-app.command()(evaluate.evaluate)
-app.command()(evaluate.compose)
-app.command()(sweep.sweep)
-app.command()(report.report)
-app.command(context_settings={"ignore_unknown_options": True})(jobs.submit)
-for command in (jobs.jobs, jobs.logs, jobs.stop, jobs.resume, jobs.clone):
-    app.command()(command)
-runs.register(app)
-for command in (train.train, train.config, train.profile, evaluate.sample):
-    app.command()(command)
 
 
-@app.command()
-def doctor(storage: Annotated[str, typer.Option(help="Storage to try.")] = "./runs") -> None:
-    """Say what of the environment is missing or unsafe, with its remedy. Exit status 1 if something must be mended."""
+def doctor(
+    storage: Annotated[
+        str, typer.Option(help="Storage to test by writing to it: a folder or s3://bucket/prefix.")
+    ] = "./runs",
+) -> None:
+    """Check versions, hardware, storage and Ray on this machine. Exit status 1 if something must be mended."""
     from orchestrator.cli.doctor import examine
 
     failed = 0
@@ -47,6 +38,27 @@ def doctor(storage: Annotated[str, typer.Option(help="Storage to try.")] = "./ru
         failed += finding.state == "FAIL"
     if failed:
         raise typer.Exit(1)
+
+
+for command in (
+    doctor,
+    train.train,
+    evaluate.sample,
+    evaluate.evaluate,
+    evaluate.compose,
+    report.report,
+    sweep.sweep,
+    train.config,
+    train.profile,
+):
+    app.command()(command)
+app.command(context_settings={"ignore_unknown_options": True})(jobs.submit)
+for command in (jobs.jobs, jobs.logs, jobs.stop, jobs.resume, jobs.clone):
+    app.command()(command)
+runs.register(app)
+app.add_typer(data.data_app, name="data")
+app.add_typer(runs.app, name="runs")
+app.add_typer(metrics.metrics_app, name="metrics")
 
 
 def main() -> None:

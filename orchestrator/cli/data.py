@@ -9,30 +9,32 @@ import typer
 
 from orchestrator.cli.options import Settings
 
-data_app = typer.Typer(help="Get data sets, check the files of one, prepare one for a cluster.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Download, check or prepare data sets, and install weights for scores.", no_args_is_help=True
+)
 
-From = Annotated[Path, typer.Option("--from", metavar="FILE", help="The file; nothing is downloaded.")]
+From = Annotated[Path, typer.Option("--from", metavar="FILE", help="File with the weights, which you have downloaded.")]
 Cache = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="Folder to install into. Default: EBM_CACHE, else ~/.cache/confab-ebm."),
+    typer.Option(help="Folder to install the weights in. Default: EBM_CACHE, else ~/.cache/confab-ebm."),
 ]
 
 
 @data_app.command()
 def inception(source: From, cache: Cache = None) -> None:
-    """Install the Inception-V3 weights of FID, after checking that they are the published ones.
+    """Install the published Inception-V3 weights, which the scores fid, kid and inception_score need.
 
-    Get weights-inception-2015-12-05-6726825d.pth from the releases of torch-fidelity, or
-    pt_inception-2015-12-05-6726825d.pth, the same file, from those of pytorch-fid.
+    Nothing is downloaded: get weights-inception-2015-12-05-6726825d.pth from the releases of torch-fidelity, or the
+    equal file pt_inception-2015-12-05-6726825d.pth from those of pytorch-fid. Its SHA-256 is checked.
     """
     _install("inception", source, cache)
 
 
 @data_app.command()
 def mobilenet(source: From, cache: Cache = None) -> None:
-    """Install weights of torchvision's mobilenet_v2 (.pth or .safetensors) for fid_medium, kid_medium and so on.
+    """Install weights of torchvision's mobilenet_v2 (.pth or .safetensors), for the scores in features `medium`.
 
-    Which file it was stands in every score: numbers of different files cannot be compared.
+    Every score records which file was used: compare only scores from equal files.
     """
     _install("mobilenet", source, cache)
 
@@ -46,23 +48,25 @@ def _install(kind: str, source: Path, cache: Path | None) -> None:
 
 @data_app.command("download")
 def data_download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set such as cifar10.")],
-    settings: Annotated[Optional[list[str]], typer.Argument(metavar="[data.root=FOLDER]")] = None,  # noqa: UP045
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set to download, such as cifar10.")],
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[data.root=FOLDER]", help="Folder to download into. Default: ./data."),
+    ] = None,
 ) -> None:
     """Download a data set through torchvision into data.root, in the layout that training reads."""
-    from ebm_core.data import download
+    from ebm_core.data import absolute_root, download
 
-    job = _data_job(name, settings)
-    download(job.data.name, job.data.root)
-    print(f"{name} is in {Path(job.data.root).absolute()}")
+    data = _data_job(name, settings).data
+    print(download(data.name, absolute_root(data.root)))
 
 
 @data_app.command("check")
 def data_check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset or a data set such as cifar10.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Preset, or data set such as cifar10.")],
     settings: Settings = None,
 ) -> None:
-    """Read a data set and say what is in it."""
+    """Read a data set and print how many images it has, and their shape."""
     from ebm_core.data import check_files, load
 
     cfg = _data_job(name, settings).data
@@ -75,11 +79,13 @@ def data_check(
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset or a data set such as cifar10.")],
-    to: Annotated[str, typer.Option("--to", metavar="PLACE", help="A new folder or s3://BUCKET/PREFIX.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Preset, or data set such as cifar10.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="PLACE", help="Where to write: a new folder or s3://BUCKET/PREFIX.")
+    ],
     settings: Settings = None,
 ) -> None:
-    """Decode a data set once and store it as Parquet shards; training then reads them with data.root=PLACE.
+    """Decode a data set once and store it as Parquet files, which training reads with data.root=PLACE.
 
     Example: ebm data prepare cifar10 data.root=~/data --to s3://bucket/datasets/cifar10
     """

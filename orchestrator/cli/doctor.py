@@ -1,6 +1,8 @@
 """`ebm doctor`: what of this machine is missing, unsafe or too small, each with its remedy."""
 
+import contextlib
 import importlib.metadata
+import ipaddress
 import os
 import shutil
 import sys
@@ -8,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import psutil
 
 State = Literal["OK", "WARN", "FAIL"]
 
@@ -133,7 +137,7 @@ def _ray_token() -> Iterator[Finding]:
 
 def _ray_listeners() -> Iterator[Finding]:
     """Ports of Ray processes on this machine that other machines can reach."""
-    exposed = sorted(_exposed_ports(_listening("/proc/net/tcp") | _listening("/proc/net/tcp6"), _ray_sockets()))
+    exposed = sorted({port for address, port in _listening(_ray_processes()) if not _is_loopback(address)})
     if exposed:
         remedy = "only its token guards them: set RAY_AUTH_MODE=token, and let a firewall close them to other networks"
         shown = ", ".join(map(str, exposed))
@@ -142,52 +146,31 @@ def _ray_listeners() -> Iterator[Finding]:
         yield Finding("OK", "no Ray on this machine listens beyond loopback")
 
 
-def _listening(table: str) -> dict[str, tuple[str, int]]:
-    """{socket inode: (hexadecimal address, port)} of the sockets in the LISTEN state."""
-    try:
-        lines = Path(table).read_text().splitlines()[1:]
-    except OSError:
-        return {}  # not a Linux machine
-    sockets = {}
-    for row in (line.split() for line in lines):
-        address, _, port = row[1].rpartition(":")
-        if row[3] == "0A":
-            sockets[row[9]] = (address, int(port, 16))
-    return sockets
-
-
-def _ray_sockets() -> set[str]:
-    """Socket inodes of processes whose command line belongs to Ray; those of other users cannot be read."""
+def _ray_processes() -> Iterator[psutil.Process]:
+    """Processes whose command line belongs to Ray."""
     from orchestrator.cluster.ray_internals import PROCESSES
 
-    inodes = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            if not any(word in command for word in PROCESSES):
-                continue
-            links = [os.readlink(fd) for fd in (process / "fd").iterdir()]
-        except OSError:
-            continue  # ended meanwhile, or another user's
-        inodes.update(link[8:-1] for link in links if link.startswith("socket:["))
-    return inodes
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
+            command = " ".join(process.cmdline())
+            if any(word in command for word in PROCESSES):
+                yield process
 
 
-def _exposed_ports(listening: dict[str, tuple[str, int]], inodes: Iterable[str]) -> set[int]:
-    """Ports of these sockets whose address is not 127.x.x.x, ::1 or its IPv4 form."""
-    ports = set()
-    for inode in inodes:
-        if inode in listening:
-            address, port = listening[inode]
-            if not _is_loopback(address):
-                ports.add(port)
-    return ports
+def _listening(processes: Iterable[psutil.Process]) -> Iterator[tuple[str, int]]:
+    """(address, port) of each TCP socket on which one of these listens; those of other users cannot be read."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            for socket in process.net_connections("tcp"):
+                if socket.status == psutil.CONN_LISTEN:
+                    yield socket.laddr.ip, socket.laddr.port
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether the kernel's hexadecimal address (words in host order) is 127.x.x.x, ::1 or ::ffff:127.x.x.x."""
-    version_4 = len(address) == 8 or address.startswith("0000000000000000FFFF0000")
-    return address[-2:] == "7F" if version_4 else address == "00000000000000000000000001000000"
+    """Whether an address is 127.x.x.x, ::1 or ::ffff:127.x.x.x."""
+    found = ipaddress.ip_address(address)
+    mapped = found.ipv4_mapped if found.version == 6 else None
+    return (mapped or found).is_loopback
 
 
 def _checksums() -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from orchestrator.cli.flags import of_section
-from orchestrator.cli.options import Address, RunName, Storage
+from orchestrator.cli.options import Address, Checkpoint, RunName, Storage
 from orchestrator.terminal.tables import open_console, print_table
 
 OLD_FLAGS = {
@@ -33,31 +33,34 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help="Names, separated by commas: fid, kid, inception_score, precision_recall; fid_judge, fid_rotation, "
-            "fid_medium, fid_small and their kin; energy_gap, nearest_train, diversity, classifier; ood, chains, "
-            "composition."
+            help="Scores and studies to compute, separated by commas. Scores: energy_gap, nearest_train, diversity, "
+            "classifier, and fid_X, kid_X, precision_recall_X in features X = judge, rotation, medium or small; fid, "
+            "kid, precision_recall and inception_score need Inception-V3's weights. Studies: ood, chains, composition."
         ),
     ],
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
             metavar="[STUDY.NAME=VALUE]...",
-            help="Settings of the studies among the metrics, such as chains.num_steps=3000 or ood.sets=noise; the page "
-            "of the configuration lists all below `evaluation.`.",
+            help="Settings of the studies to compute, such as chains.num_steps=3000 or ood.sets=noise; the page of the "
+            "configuration lists them all, below `evaluation`.",
         ),
     ] = None,
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
-    num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Generated images to score.")] = 1000,
+    checkpoint: Checkpoint = None,
+    num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Number of generated images to score.")] = 1000,
     num_reference: Annotated[
-        int, typer.Option(min=2, help="At most so many training images behind scores in Inception features.")
+        int,
+        typer.Option(min=2, help="Largest number of training images that scores in Inception features compare with."),
     ] = 50_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
-    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors. Default: one per CPU or GPU.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="A GPU for each actor.")] = False,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes that share the work. Default: one per CPU or GPU.")
+    ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Reserve a GPU for each process.")] = False,
     cache: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="Folder of installed weights, trained judges and kept features. Default: EBM_CACHE, else "
+            help="Folder with installed weights, trained judges and kept features. Default: EBM_CACHE, else "
             "~/.cache/confab-ebm."
         ),
     ] = None,
@@ -72,7 +75,7 @@ def evaluate(
     storage: Storage = "./runs",
     address: Address = None,
 ) -> None:
-    """Score a stored checkpoint on Ray and write the results beside it.
+    """Score a stored checkpoint, on Ray. The scores are stored beside it.
 
     Example: ebm evaluate digits-0001 --metrics fid_judge,kid_judge,ood ood.sets=interpolation,noise
     """
@@ -146,30 +149,40 @@ def compose(
         list[str],
         typer.Argument(
             metavar="RUN[@STEP][:CONDITION]...",
-            help="Two runs or more of one data set. CONDITION: attributes such as left=1,top=0, or a class.",
+            help="Two or more runs of one data set. CONDITION is a class, or attributes such as left=1,top=0.",
         ),
     ],
-    op: Annotated[str, typer.Option(help="and: product. or: mixture. not: the first without the others.")] = "and",
+    op: Annotated[
+        str,
+        typer.Option(
+            help="How energies combine: `and` (product), `or` (mixture), `not` (the first without the others)."
+        ),
+    ] = "and",
     weight: Annotated[
         Optional[list[float]],  # noqa: UP045
-        typer.Option(help="Once for each energy, in order; for `not`, for each after the first."),
+        typer.Option(
+            help="Weight of an energy: once per energy, in order; for `not`, once per energy after the first."
+        ),
     ] = None,
     constants: Annotated[
         str,
         typer.Option(
-            help="code: as published (and: step size over the number of energies; or: sharpness 100; not: weight "
-            "0.001). paper: the bare forms."
+            help="Constants of the composition. `code`, as published: step size over the number of energies (and), "
+            "sharpness 100 (or), weight 0.001 (not). `paper`: step size unchanged, sharpness 1, --weight needed (not)."
         ),
     ] = "code",
     sharpness: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="or: of -log(sum of exp(-sharpness E)) / sharpness."),
+        typer.Option(help="Sharpness s of a mixture, -log(sum of exp(-s E)) / s (--op or)."),
     ] = None,
-    num_images: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of the composition, and of each run.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Images of one seed are the same each time.")] = 0,
+    num_images: Annotated[
+        int,
+        typer.Option(min=1, max=1_000_000, help="Number of images to draw from the composition, and from each run."),
+    ] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images: equal seeds draw equal images.")] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Langevin steps. Default: the first run's sampler.generate_steps."),
+        typer.Option(min=1, help="Number of Langevin steps. Default: the first run's sampler.generate_steps."),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -177,12 +190,12 @@ def compose(
     ] = None,
     actors: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Ray actors, one CPU each. Default: all CPUs."),
+        typer.Option(min=1, help="Number of processes that share the work, one CPU each. Default: one per CPU."),
     ] = None,
     storage: Storage = "./runs",
     address: Address = None,
 ) -> None:
-    """Draw from several trained energies at once, and have each factor that was asked for judged.
+    """Draw from several trained energies combined, and judge whether each image has what was asked for.
 
     Example: ebm compose shapes:cube sides:left=1 --op and --out cube-left.png
     """
@@ -212,14 +225,19 @@ def compose(
 
 def sample(
     run: RunName,
-    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images.")] = 64,
-    out: Annotated[Optional[Path], typer.Option(help="PNG file to write. Default: <run>-<step>.png here.")] = None,  # noqa: UP045
-    seed: Annotated[int, typer.Option(min=0, help="Samples of one seed are the same each time.")] = 0,
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. Default: the newest.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Langevin steps. Default: sampler.generate_steps.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images to draw.")] = 64,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PNG file to write. Default: <run>-<step>.png in this folder."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images: equal seeds draw equal images.")] = 0,
+    checkpoint: Checkpoint = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of Langevin steps. Default: sampler.generate_steps.")
+    ] = None,
     storage: Storage = "./runs",
 ) -> None:
-    """Draw images from the averaged (EMA) model of a stored run."""
+    """Draw images from a stored run, by its averaged (EMA) model."""
     from orchestrator.evaluation.sample import draw_grid
 
     def say(text: str) -> None:

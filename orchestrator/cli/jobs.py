@@ -12,28 +12,35 @@ from orchestrator.terminal.tables import open_console
 
 Dashboard = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="The cluster's dashboard, http://HOST:8265. Default: RAY_API_SERVER_ADDRESS."),
+    typer.Option(help="Dashboard of the Ray cluster, http://HOST:8265. Default: RAY_API_SERVER_ADDRESS."),
 ]
 Where = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="http://HOST:8265 makes it a job there; HOST:PORT joins that Ray. Default: as `ebm train`."),
+    typer.Option(
+        help="Where to run: http://HOST:8265 submits a job to that cluster, HOST:PORT uses that cluster from here. "
+        "Default: as for `ebm train`."
+    ),
 ]
-JobName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name (its newest job), or a job's id.")]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show what the job prints until it ends.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JobName = Annotated[str, typer.Argument(metavar="RUN", help="Id of a job, or name of a run (its newest job).")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the job's output until the job ends.")]
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 STATUS_STOPPED = 143
 
 
 def submit(
     command: Annotated[
-        list[str], typer.Argument(metavar="COMMAND...", help=f"One of {', '.join(COMMANDS)}, with its arguments.")
+        list[str],
+        typer.Argument(
+            metavar="COMMAND...",
+            help=f"Command to run, with its arguments: {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}.",
+        ),
     ],
     address: Dashboard = None,
     follow: Follow = False,
     json_: Json = False,
 ) -> None:
-    """Run an `ebm` command as a job on a Ray cluster, with the code that is installed here.
+    """Run an `ebm` command as a job on a Ray cluster, with the code installed on this machine.
 
     Example: ebm submit train cifar10 storage=s3://bucket/runs cluster.num_workers=4 --address http://head:8265 --follow
     """
@@ -47,7 +54,9 @@ def jobs(
     address: Dashboard = None,
     storage: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="List jobs recorded in these runs too: a cluster forgets its jobs with its head node."),
+        typer.Option(
+            help="Storage whose runs are searched for further jobs: a cluster that loses its head node forgets its own."
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -75,7 +84,7 @@ def jobs(
 
 
 def logs(name: JobName, follow: Follow = False, address: Dashboard = None) -> None:
-    """Print what a job has printed. With -f: until it ends, and with its exit status."""
+    """Print the output of a job. With -f, follow it to its end and exit with the status of the job."""
     from orchestrator.cluster.jobs import Jobs
 
     cluster = Jobs(address, _say)
@@ -86,7 +95,7 @@ def logs(name: JobName, follow: Follow = False, address: Dashboard = None) -> No
 
 
 def stop(name: JobName, address: Dashboard = None) -> None:
-    """Have a job store a checkpoint and end, within 60 s; `ebm resume RUN` goes on from there."""
+    """Stop a job: it stores a checkpoint and ends within 60 s. `ebm resume RUN` continues from there."""
     from orchestrator.cluster.jobs import STOP_WAIT_S, Jobs
 
     cluster = Jobs(address, _say)
@@ -106,7 +115,7 @@ def resume(
     address: Where = None,
     follow: Follow = False,
 ) -> None:
-    """Go on with a stored run, with its own settings; those that do not decide its numbers may change.
+    """Continue a stored run with its own settings. Only settings that leave its numbers alone may change.
 
     Example: ebm resume digits-0001 train.num_steps=6000
     """
@@ -126,7 +135,7 @@ def clone(
     address: Where = None,
     follow: Follow = False,
 ) -> None:
-    """Begin a new run with the settings of a stored one and some changed; name= may name it.
+    """Start a new run with the settings of a stored one, some of them changed. Give its name with name=.
 
     Example: ebm clone digits-0001 loss.kl_weight=0 seed=1
     """

@@ -5,15 +5,19 @@ from typing import Annotated
 
 import typer
 
-metrics_app = typer.Typer(help="What Prometheus needs to watch runs.", no_args_is_help=True)
+metrics_app = typer.Typer(
+    help="Watch runs with Prometheus: list the gauges, print a configuration.", no_args_is_help=True
+)
 
 
 @metrics_app.command("config")
 def metrics_config(
-    temp_dir: Annotated[str, typer.Option(help="Ray's --temp-dir on the head node.")] = "/tmp/ray",
-    rules: Annotated[str, typer.Option(help="Files with alert rules.")] = "alerts.yml",
+    temp_dir: Annotated[
+        str, typer.Option(help="Temporary folder of Ray on the head node (`ray start --temp-dir`).")
+    ] = "/tmp/ray",
+    rules: Annotated[str, typer.Option(help="File with the alert rules, as Prometheus finds it.")] = "alerts.yml",
 ) -> None:
-    """Print a Prometheus configuration that finds a Ray cluster's nodes and its runs.
+    """Print a Prometheus configuration that finds the nodes of a Ray cluster and the gauges of its runs.
 
     Example: ebm metrics config > prometheus.yml
     """
@@ -23,8 +27,8 @@ def metrics_config(
 
 
 @metrics_app.command("list")
-def metrics_list(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the metrics that runs export."""
+def metrics_list(json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """List the gauges that runs export to Prometheus, with their meanings."""
     from orchestrator.monitoring.values import described
 
     found = described()

@@ -7,25 +7,51 @@ import typer
 from orchestrator.terminal.tables import open_console, print_table
 
 COMMANDS = ("train", "sweep", "evaluate", "resume", "clone")
-"""What can be submitted as a job."""
+"""Commands that can be submitted as a job."""
 
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this form)
     typer.Argument(
-        metavar="[PATH=VALUE]...", help="Settings such as train.num_steps=1000; `ebm config PRESET` lists all."
+        metavar="[PATH=VALUE]...",
+        help="Settings to change, such as train.num_steps=1000; `ebm config PRESET` lists all.",
     ),
 ]
-Preset = Annotated[str, typer.Argument(metavar="PRESET", help="digits, mnist, fashion_mnist, cifar10, celeba_hq, ...")]
+Preset = Annotated[
+    str,
+    typer.Argument(
+        metavar="PRESET",
+        help="Settings to start from: digits, digits_paper, mnist, mnist_paper, fashion_mnist, fashion_mnist_paper, "
+        "cifar10, cifar10_small, celeba_hq, lsun_bedroom or objects.",
+    ),
+]
 Address = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="Ray to join (HOST:PORT). Default: RAY_ADDRESS, else what `ray start` left here, else a local Ray."
+        help="Ray cluster to use, HOST:PORT. Default: RAY_ADDRESS, else the cluster on this machine, else a new "
+        "private one."
     ),
 ]
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A name below --storage, a folder, or s3://bucket/.../run.")
+    str, typer.Argument(metavar="RUN", help="Stored run: its name in --storage, its folder, or s3://bucket/.../run.")
 ]
-Storage = Annotated[str, typer.Option(help="Where a RUN given by name is looked up.")]
+
+
+def _step(text: str) -> str:
+    if text != "best" and not text.isdecimal():
+        raise typer.BadParameter(f"{text} is neither the number of a training step nor the word best")
+    return text
+
+
+Checkpoint = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        parser=_step,
+        metavar="STEP",
+        help="Step of the checkpoint, or the word best: the one with the best score by checkpoint.best "
+        "(fid_judge or fid_rotation where it names none). Default: the newest.",
+    ),
+]
+Storage = Annotated[str, typer.Option(help="Where runs are looked up by name: a folder or s3://bucket/prefix.")]
 
 
 def show_result(result: Any) -> None:

@@ -12,23 +12,27 @@ from orchestrator.cli.options import Storage
 def report(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="A run or a sweep; two runs or more are compared on one page."),
+        typer.Argument(metavar="RUN...", help="Run or sweep to report; two or more runs are compared on one page."),
     ],
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="HTML file to write. Default: report/index.html beside the run; here for a comparison."),
+        typer.Option(
+            help="HTML file to write. Default: report/index.html in the run; for a comparison, a file in this folder."
+        ),
     ] = None,
     live: Annotated[
-        bool, typer.Option("--live", help="Keep writing the page, which reloads itself, until the run has ended.")
+        bool, typer.Option("--live", help="Rewrite the page until the run ends; the browser reloads it by itself.")
     ] = False,
-    every: Annotated[int, typer.Option(min=2, max=3600, help="Seconds between pages with --live.")] = 20,
+    every: Annotated[
+        int, typer.Option(min=2, max=3600, help="Seconds between two versions of the page (--live).")
+    ] = 20,
     tensorboard: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="DIR", help="Write TensorBoard's event files to DIR/RUN instead, for each run named."),
+        typer.Option(metavar="DIR", help="Write event files for TensorBoard to DIR/RUN instead of a page."),
     ] = None,
     storage: Storage = "./runs",
 ) -> None:
-    """Make one self-contained HTML page of a run, of a sweep, or of several runs side by side.
+    """Make a self-contained HTML page about a run, a sweep, or several runs side by side.
 
     Example: ebm report digits-0001 --out digits.html
     """

@@ -8,23 +8,27 @@ import typer
 from orchestrator.cli.options import RunName, Storage
 from orchestrator.terminal.tables import open_console, print_table
 
-app = typer.Typer(help="List and compare what is stored.", invoke_without_command=True)
+app = typer.Typer(help="List and compare stored runs.", invoke_without_command=True)
 SHOWN = ("run", "data", "step", "state", "energy gap", "scores", "modified")
 
 
 @app.callback()
 def runs(
     context: typer.Context,
-    storage: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix.")] = "./runs",
-    sweep: Annotated[Optional[str], typer.Option(help="Only the trials of this sweep.")] = None,  # noqa: UP045
+    storage: Annotated[str, typer.Option(help="Where the runs are: a folder or s3://bucket/prefix.")] = "./runs",
+    sweep: Annotated[Optional[str], typer.Option(help="List the trials of one sweep only.")] = None,  # noqa: UP045
     sort: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A score such as fid_judge, or a column; -NAME: largest first. Default: by name."),
+        typer.Option(
+            help="Score, such as fid_judge, or column to sort by; -NAME puts the largest first. Default: the name."
+        ),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print all columns, a JSON object per line.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every run again first.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print all columns, one JSON object per line.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Read every run again instead of trusting the catalogue.")
+    ] = False,
 ) -> None:
-    """List what is stored, from the catalogue beside the runs."""
+    """List stored runs, from the catalogue beside them."""
     if context.invoked_subcommand is not None:
         return
     from orchestrator.records import catalogue
@@ -70,7 +74,7 @@ def _show(found: list[Any]) -> None:
 
 @app.command()
 def compare(first: RunName, second: RunName, storage: Storage = "./runs") -> None:
-    """Show where two runs differ: settings, scores, last metrics.
+    """Show how two runs differ: settings, scores, last logged row.
 
     Example: ebm runs compare digits-0001 digits-0002
     """
@@ -94,11 +98,11 @@ def register(app: typer.Typer) -> None:
 def verify(
     run: RunName,
     set_aside: Annotated[
-        bool, typer.Option("--set-aside", help="Mark damaged checkpoints, so that nothing resumes from them.")
+        bool, typer.Option("--set-aside", help="Mark damaged checkpoints, so that no run resumes from them.")
     ] = False,
     storage: Storage = "./runs",
 ) -> None:
-    """Read every file of every checkpoint of RUN and compare size and SHA-256. Exit status 1 if one is damaged.
+    """Check size and SHA-256 of every file of every checkpoint of RUN. Exit status 1 if one is damaged.
 
     Example: ebm verify s3://runs/cifar10-0001
     """
@@ -126,13 +130,16 @@ def _state(verdict: Any) -> str:
 
 def gc(
     run: RunName,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted; delete nothing.")] = False,
     older_than: Annotated[
-        float, typer.Option(min=1, help="Hours: what is younger may belong to an upload under way.")
+        float,
+        typer.Option(
+            min=1, help="Smallest age in hours of what is deleted: younger files may belong to an upload under way."
+        ),
     ] = 24.0,
     storage: Storage = "./runs",
 ) -> None:
-    """Delete what killed writers left in RUN: attempts that no COMMITTED names, temporary files, parts of uploads.
+    """Delete what killed processes left in RUN: uncommitted checkpoints, temporary files, parts of uploads.
 
     Example: ebm gc digits-0001 --dry-run
     """

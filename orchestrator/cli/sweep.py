@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from orchestrator.cli.options import Address, Settings
+from orchestrator.cli.options import Address
 from orchestrator.terminal.tables import open_console, print_table
 
 if TYPE_CHECKING:
@@ -22,37 +22,63 @@ def sweep(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help="table2, figure9, figure7, truncation, buffer, steps; a preset; or a file .yaml."
+            metavar="WHAT",
+            help="Grid (table2, figure9, figure7, truncation, buffer and steps of the paper; recipe), preset, or file "
+            "PLAN.yaml.",
         ),
     ],
-    settings: Settings = None,
-    name: Annotated[Optional[str], typer.Option(help="Name of the sweep. Default: from WHAT and the preset.")] = None,  # noqa: UP045
-    preset: Annotated[Optional[str], typer.Option(help="Of a grid. Default: cifar10; digits with --smoke.")] = None,  # noqa: UP045
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            metavar="[PATH=VALUE]...",
+            help="Settings of every trial, and beside a preset the values to try: a list such as "
+            "optimizer.lr=1e-4,1e-3 (a grid: every combination of lists, with every seed) or a range such as "
+            "sampler.step_size='loguniform(0.5,10)' (a search). model.widths=8,16,16 is one value, as everywhere; "
+            "two of them are model.widths='[8,16],[16,32]'.",
+        ),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Name of the sweep. Default: made from WHAT and the preset."),
+    ] = None,
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Preset that a grid starts from. Default: cifar10; digits for recipe, and with --smoke."),
+    ] = None,
     metric: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="A score of training's evaluations, or a logged column. Default: fid_judge for data sets with labels, "
-            "fid_rotation for others."
+            help="Objective of the sweep: a score that is made beside training, or a logged column. Default: fid_judge "
+            "for data sets with labels, fid_rotation for others."
         ),
     ] = None,
-    mode: Annotated[Optional[str], typer.Option(help="min or max. Default: what is better for the metric.")] = None,  # noqa: UP045
-    seeds: Annotated[int, typer.Option(help="Of a grid: so many seeds for each row.")] = 1,
-    seed: Annotated[int, typer.Option(help="First seed of a grid; the seed of a search.")] = 0,
-    trials: Annotated[int, typer.Option(help="Of a search.")] = 16,
-    max_concurrent: Annotated[
-        int | None, typer.Option(help="Trials at once. Default: one for each CPU or GPU.")
+    mode: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Direction of the objective: min or max. Default: whichever is better for it."),
     ] = None,
-    scheduler: Annotated[str, typer.Option(help="asha stops trials early that score badly; none.")] = "none",
-    search: Annotated[str, typer.Option(help="random or optuna.")] = "random",
-    smoke: Annotated[bool, typer.Option("--smoke", help="Shrink everything to minutes on two cores.")] = False,
+    seeds: Annotated[int, typer.Option(help="Number of seeds for each row of a grid.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of a search; first seed of a grid.")] = 0,
+    trials: Annotated[int, typer.Option(help="Number of trials (searches only).")] = 16,
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Number of trials that run at once. Default: one per CPU or GPU.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="Early stopping of a search: asha stops trials that score badly, none lets all finish.")
+    ] = "none",
+    search: Annotated[str, typer.Option(help="How a search chooses values: random or optuna.")] = "random",
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Shrink models and steps, so that a grid takes minutes on two cores.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print trials, resources and an estimate of time; run nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print the trials, what they need and about how long they take; run nothing."),
     ] = False,
     address: Address = None,
 ) -> None:
-    """Run a grid of the paper, or a search, as trials on Ray; the same command goes on where it was interrupted.
+    """Run many trainings on Ray: a grid of the paper, or a search. Repeat the command to resume an interrupted sweep.
 
     Examples: ebm sweep table2 --smoke
+    ebm sweep digits optimizer.lr=1e-4,1e-3 --seeds 2 --name lr
     ebm sweep digits sampler.step_size='loguniform(0.5,10)' --trials 8 --scheduler asha
     """
     from orchestrator.sweeps.plan import SweepRequest, concurrent_trials, make_plan

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def train(preset: Preset, settings: Settings = None, address: Address = None) -> None:
-    """Train PRESET; a run of the same name= goes on from its newest checkpoint.
+    """Train a model. If a run called name= exists, it is resumed from its newest checkpoint.
 
     Example: ebm train digits train.num_steps=500 name=first
     """
@@ -36,9 +36,9 @@ def train(preset: Preset, settings: Settings = None, address: Address = None) ->
 def config(
     preset: Preset,
     settings: Settings = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Print the resolved settings of PRESET and exit."""
+    """Print every setting, as a preset and your changes make it."""
     import json
 
     from ebm_core.config import to_tree
@@ -53,9 +53,9 @@ def config(
 def profile(
     preset: Preset,
     settings: Settings = None,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps to time, after two to warm up.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Number of steps to time, after two to warm up.")] = 5,
 ) -> None:
-    """Time the parts of a training step on this machine and predict the hours of a full run.
+    """Time the parts of a training step on this machine, and predict how long a full run takes.
 
     Example: ebm profile cifar10 train.batch_size=16 engine.compile=true engine.winograd=true
     """

@@ -1,5 +1,6 @@
 """What a person wants of a job, checked before it travels: its command, its run's name, the settings behind it."""
 
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,11 +24,18 @@ def check_words(words: Sequence[str]) -> tuple[str, list[str], dict[str, Any] | 
     """
     if not words or words[0] not in COMMANDS:
         raise ConfigError(f"{(words or ['?'])[0]!r} cannot be submitted; known are {', '.join(COMMANDS)}")
+    words = [_root_of_here(word) for word in words]
     if words[0] == "train":
         return _check_train(list(words[1:]))
     if words[0] == "sweep":
         return _check_sweep(list(words))
     return _check_stored(list(words))
+
+
+def _root_of_here(word: str) -> str:
+    """`data.root=~/data` with the home folder of this machine: on the cluster ~ may be another."""
+    path, equals, root = word.partition("=")
+    return f"{path}={os.path.expanduser(root)}" if path == "data.root" and equals else word
 
 
 def _check_train(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
@@ -57,6 +65,8 @@ def _check_sweep(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
     _require_shared("storage", base.storage)
     if any(word.startswith("data.root=") for word in words):
         _require_shared("data.root", base.data.root)
+    elif base.data.root.startswith("/"):  # from the file, where ~ would be read again on the cluster
+        words.append(f"data.root={base.data.root}")
     return plan.name, words, to_tree(base)
 
 

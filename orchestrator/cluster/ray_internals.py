@@ -16,7 +16,7 @@ LOOPBACK_ADDRESS = {"_node_ip_address": "127.0.0.1"}
 """Argument of `ray.init` for a Ray on loopback: its public form has no address for the Ray that it starts. A public
 `node_ip_address`, as `ray start` has one, would replace it."""
 
-PROCESSES = (b"raylet", b"gcs_server", b"ray::", b"/ray/dashboard", b"/ray/_private")
+PROCESSES = ("raylet", "gcs_server", "ray::", "/ray/dashboard", "/ray/_private")
 """Parts of the command lines of Ray's own processes. A public list of a node's processes would replace it."""
 
 

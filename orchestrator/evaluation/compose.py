@@ -16,12 +16,13 @@ import ray
 
 from ebm_core.config import TrainConfig
 from ebm_core.data import load
-from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.errors import ConfigError
 from ebm_core.types import Pixels
 from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import WORKER_ENV, storage_environment
 from orchestrator.cluster.pool import Pool, PoolRunner, Say
 from orchestrator.evaluation.actors import FetchCheckpoint
+from orchestrator.records.scores import find_step
 from orchestrator.settings.job import core_config, parse
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
@@ -101,15 +102,10 @@ def find_part(text: str, storage: str) -> Part:
     folder, slash, last = plain.rpartition("/")
     place, _, told = last.partition(":")
     name, at, number = place.partition("@")
-    if at and not number.isdecimal():
-        raise ConfigError(f"{text}: {number!r} is no training step; write RUN@500:CONDITION")
+    if at and not number.isdecimal() and number != "best":
+        raise ConfigError(f"{text}: {number!r} is no training step; write RUN@500:CONDITION or RUN@best:CONDITION")
     run = open_run(f"{folder}{slash}{name}{sign}{options}", storage)
-    stored = run.checkpoints()
-    if not stored:
-        raise CheckpointError(f"run {run.uri} has no checkpoint yet")
-    step = int(number) if at else max(stored)
-    if step not in stored:
-        raise ConfigError(f"{text}: run {run.name} has the steps {', '.join(map(str, sorted(stored)))}")
+    step = find_step(run, number if at else None)
     return Part(run, step, core_config(parse(run.read_config())), told.strip())
 
 

@@ -10,14 +10,14 @@ from functools import partial
 from typing import Any
 
 from ebm_core.config import DataConfig, from_tree
-from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.errors import ConfigError
 from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import storage_environment
 from orchestrator.cluster.pool import Pool, PoolRunner, Say
 from orchestrator.evaluation.actors import FetchCheckpoint, check_weights, new_actor, num_actors
 from orchestrator.evaluation.folder import ResultsFolder
 from orchestrator.records import catalogue
-from orchestrator.records.scores import score_rows, shown_name
+from orchestrator.records.scores import find_step, score_rows, shown_name
 from orchestrator.settings.job import EvaluationConfig
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
@@ -67,23 +67,24 @@ def evaluate(
     *,
     seed: int = 0,
     storage: str = "./runs",
-    step: int | None = None,
+    step: str | int | None = None,
     address: str | None = None,
     say: Say = lambda _: None,
     weights: Weights | None = None,
 ) -> tuple[Run, int, dict[str, Document]]:
-    """Score a checkpoint of the run at `where` (None: its newest) and store the results; run, step, {metric: result}.
+    """Score a checkpoint of the run at `where` and store the results; run, step, {metric: result}.
 
-    request: what to score; `every` and `grid_count` are of no meaning here. seed: of the generated images. weights: of
-    the feature extractors, None for those of this machine's user. Raises an EbmError for anything that does not fit, in
-    which case nothing is stored.
+    request: what to score; `every` and `grid_count` are of no meaning here. seed: of the generated images.
+    step: a stored step, `best` (by the scores of the run's checkpoints), None for the newest.
+    weights: of the feature extractors, None for those of this machine's user. Raises an EbmError for anything that does
+    not fit, in which case nothing is stored.
     """
     if not request.metrics:
         raise ConfigError(f"`metrics` names nothing; known: {', '.join((*METRICS, *STUDIES))}")
     run = open_run(where, storage)
     trained = from_tree(DataConfig, run.read_config().get("data"), "data")
     check_studies(request, trained)
-    step = _choose_step(run, step)
+    step = find_step(run, step)
     weights = weights or Weights.default()
     check_weights(request.metrics, weights)
     start_ray(address, say)
@@ -149,12 +150,3 @@ def _score_table(plain: Mapping[str, Mapping[str, Any]], step: int) -> Table:
     columns = ("score", "samples", "real, held out", "noise", *(["paper"] if papers else []))
     title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights"
     return Table(title, columns, rows, "\n".join(said))
-
-
-def _choose_step(run: Run, step: int | None) -> int:
-    stored = run.checkpoints()
-    if not stored:
-        raise CheckpointError(f"run {run.uri} has no checkpoint yet")
-    if step is not None and step not in stored:
-        raise ConfigError(f"`step` {step}: run {run.name} has {', '.join(map(str, sorted(stored)))}")
-    return max(stored) if step is None else step

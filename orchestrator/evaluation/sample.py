@@ -11,6 +11,7 @@ from ebm_core.checkpoint import load_energy
 from ebm_core.data import condition_table, load, num_conditions
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.types import Pixels
+from orchestrator.records.scores import find_step
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.find import open_run
 from workers.generate import generate_images
@@ -24,21 +25,25 @@ def draw_grid(
     count: int = 64,
     out: Path | None = None,
     seed: int = 0,
-    step: int | None = None,
+    step: str | int | None = None,
     num_steps: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write a PNG grid of `count` samples and return its path.
 
-    `run_name` is a name below `storage`, a folder of a run, or its URI; `step` a stored checkpoint (None: the newest
-    sound one); `num_steps` replaces sampler.generate_steps. `say` hears of damaged checkpoints. Raises ConfigError for
-    an unknown run, CheckpointError when it has no such checkpoint.
+    `run_name` is a name below `storage`, a folder of a run, or its URI; `step` a stored checkpoint (`best`: by its
+    scores; None: the newest sound one); `num_steps` replaces sampler.generate_steps. `say` hears of damaged
+    checkpoints. Raises ConfigError for an unknown run or step, CheckpointError when it has no checkpoint.
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"`out` {out}: the folder {out.absolute().parent} does not exist")
     run = open_run(run_name, storage)
     with tempfile.TemporaryDirectory(prefix="ebm-sample-") as temp:
-        found = run.newest_sound(Path(temp), say) if step is None else (step, run.fetch_checkpoint(step, Path(temp)))
+
+        def fetch(at: int) -> tuple[int, Path]:
+            return at, run.fetch_checkpoint(at, Path(temp))
+
+        found = run.newest_sound(Path(temp), say) if step is None else fetch(find_step(run, step))
         if found is None:
             raise CheckpointError(f"run {run.uri} has no checkpoint yet")
         png = grid_png(sample_checkpoint(found[1], count, seed, num_steps))

@@ -45,7 +45,7 @@ METRIC_NAMES: dict[str, MetricName] = {
     "running_gap": MetricName("l2_weight times the running mean of the energy gap; -1 is collapse (Fig. 9)", ""),
     "lr": MetricName("learning rate of the step", ""),
     "rollbacks": MetricName("returns to an older checkpoint after a divergence, so far", ""),
-    "device_memory": MetricName("most memory that rank 0 has held: of its GPU, else of its process", "bytes"),
+    "device_memory": MetricName("largest memory that rank 0 has held, on its GPU or else in its process", "bytes"),
     "time": MetricName("wall clock when the row was made, since 1970", "s"),
     "steps_per_s": MetricName("training steps per second since the row before", "1/s"),
 }
@@ -54,13 +54,13 @@ RUN_METRICS: dict[str, MetricName] = {
     "step": MetricName("number of the last step that was logged", ""),
     "target": MetricName("train.num_steps", "steps"),
     "row_age": MetricName("time since the last logged step, or since the start", "s"),
-    "report_age": MetricName("time since the run's driver was heard of", "s"),
+    "report_age": MetricName("time since the last sign of life of the driver of the run", "s"),
     "checkpoint_age": MetricName("time since the last committed checkpoint, or since the start", "s"),
-    "checkpoint_duration": MetricName("what storing the last checkpoint took", "s"),
-    "score": MetricName("headline of an evaluation metric at the last scored checkpoint", ""),
+    "checkpoint_duration": MetricName("time that the last checkpoint took to store", "s"),
+    "score": MetricName("headline number of each score at the last scored checkpoint", ""),
     "evaluation_failures": MetricName("attempts to score a checkpoint that failed", "total"),
     "restarts": MetricName("restarts of the workers after a failure", "total"),
-    "diverged": MetricName("1 when training has left the stable region", ""),
+    "diverged": MetricName("1 when the run counts as diverged, else 0", ""),
 }
 """What a run exports to Prometheus beside its last row; `monitoring` makes the names there."""
 

@@ -1,10 +1,15 @@
 """Score documents of a run, and which checkpoints still wait for theirs."""
 
+import contextlib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.settings.job import JobConfig
+from ebm_core.errors import CheckpointError, ConfigError
+from orchestrator.settings.job import JobConfig, headline_metric
 from orchestrator.storage.commits import step_name
+from orchestrator.storage.interface import ObjectMissing
 from orchestrator.storage.run_store import Run
 from workers.metrics.feature_metrics import FIELD_IMAGES, printed_name
 
@@ -99,6 +104,47 @@ def lacking_scores(run: Run, job: JobConfig, steps: Sequence[int]) -> list[int]:
 def unscored(run: Run, job: JobConfig) -> list[int]:
     """Stored checkpoints that get scores and have not got all of them, ascending."""
     return lacking_scores(run, job, [step for step in run.checkpoints() if is_scored(step, job)])
+
+
+def best_step(run: Run, metric: str) -> int | None:
+    """The stored checkpoint with the best value of a score, the older of two that are equal; None: none has one."""
+    from workers.metrics.registry import find_metric  # scikit-learn takes its time
+
+    sign = 1.0 if find_metric(metric).better == "less" else -1.0
+    values: dict[int, float] = {}
+    for step in run.checkpoints():
+        with contextlib.suppress(ObjectMissing, ValueError, KeyError, TypeError):  # no score, or none that can be read
+            values[step] = sign * headline(json.loads(run.read_bytes(f"evaluations/{step_name(step)}/{metric}.json")))
+    ranked = sorted(step for step, value in values.items() if math.isfinite(value))
+    return min(ranked, key=values.__getitem__, default=None)
+
+
+def find_step(run: Run, asked: str | int | None) -> int:
+    """The stored checkpoint that `asked` means: a step, `best` (of its run's checkpoint.best, else of the headline
+    score of its data set), None for the newest.
+
+    Raises CheckpointError for a run without checkpoints, ConfigError for a step that is not there.
+    """
+    stored = run.checkpoints()
+    if not stored:
+        raise CheckpointError(f"run {run.uri} has no checkpoint yet")
+    if asked is None:
+        return max(stored)
+    if asked == "best":
+        tree = run.read_config()
+        metric = tree.get("checkpoint", {}).get("best") or headline_metric(str(tree["data"]["name"]))
+        if (step := best_step(run, metric)) is None:
+            raise CheckpointError(f"`step` best: no checkpoint of run {run.name} has a score {metric}; evaluate one")
+        return step
+    if not str(asked).isdecimal() or int(asked) not in stored:
+        raise ConfigError(f"`step` {asked}: run {run.name} has {', '.join(map(str, sorted(stored)))}, and best")
+    return int(asked)
+
+
+def spared(run: Run, job: JobConfig) -> list[int]:
+    """Checkpoints that stay beside the newest checkpoint.keep: those that wait for scores, and the best so far."""
+    best = best_step(run, job.checkpoint.best) if job.checkpoint.best is not None else None
+    return awaiting_scores(run, job) + ([] if best is None else [best])
 
 
 def awaiting_scores(run: Run, job: JobConfig) -> list[int]:

@@ -66,8 +66,10 @@ def _at(series: Series, x: float) -> str:
 
 
 def marks(data: RunData) -> list[Mark]:
-    """Where the run diverged and where later launches took it up."""
-    found = [Mark(step, f"resumed, step {step:,}", "restart") for step in data.resumed_at]
+    """Where contrastive divergence followed the warm start, where later launches took the run up, where it diverged."""
+    seam = data.setting("warmup.num_steps") or 0
+    found = [Mark(seam, f"contrastive divergence from step {seam:,}", "restart")] if 0 < seam < data.step else []
+    found += [Mark(step, f"resumed, step {step:,}", "restart") for step in data.resumed_at]
     if data.diverged_at is not None:
         found.append(Mark(data.diverged_at, f"diverged, step {data.diverged_at:,}"))
     return found

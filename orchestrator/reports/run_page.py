@@ -90,7 +90,9 @@ def summary(data: RunData) -> str:
         "diverged": f"diverged at step {data.diverged_at:,} of {data.num_steps:,}" if data.diverged_at else "diverged",
         "unfinished": f"stored up to step {data.step:,} of {data.num_steps:,}",
     }
-    return f"An energy-based model of {what}, {ends[data.state]}. Settings start from the preset {data.preset}."
+    seam = data.setting("warmup.num_steps") or 0
+    phases = f" The first {min(seam, data.num_steps):,} steps are flow matching, a warm start." if seam else ""
+    return f"An energy-based model of {what}, {ends[data.state]}.{phases} Settings start from the preset {data.preset}."
 
 
 def tiles(data: RunData) -> list[Tile]:

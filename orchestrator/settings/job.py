@@ -22,12 +22,16 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """How often the whole training state is stored, and how much of the past is kept."""
+    """How often the whole training state is stored, and how many old states are kept."""
 
     every: int = 500
-    """Steps between checkpoints; the last step always has one."""
+    """Steps between checkpoints; the last step always gets one."""
     keep: int = 3
-    """Newest checkpoints that stay in storage; up to 8 older ones stay until they are scored (evaluation.every)."""
+    """Number of newest checkpoints kept in storage; up to 8 older ones wait there for their scores
+    (evaluation.every)."""
+    best: str | None = None
+    """Score by which the best checkpoint stays in storage too, however old, since quality may peak and fall: one of
+    `evaluation.metrics`, such as fid_judge. Commands take `best` for its step. null: only the newest stay."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
@@ -47,25 +51,26 @@ def _with_studies(section: Section) -> Section:
 @dataclass(frozen=True, kw_only=True, slots=True)
 @_with_studies
 class EvaluationConfig:
-    """Scores and sample grids of checkpoints, made beside training; `ebm evaluate` is asked in the same words."""
+    """Scores and sample grids of checkpoints, made while training goes on; `ebm evaluate` takes the same settings of a
+    study."""
 
     every: int = 0
-    """Score the checkpoints at multiples of so many steps, and the last one; 0: none. Each score draws num_images
-    chains of sampler.generate_steps, so without a GPU it is for small models."""
+    """Steps between scored checkpoints; the last one is scored too. 0: no scores. Each time, num_images chains of
+    sampler.generate_steps are run, so without a GPU this is for small models."""
     metrics: tuple[str, ...] = ("energy_gap", "fid_judge", "diversity", "nearest_train")
-    """Keys of `workers.metrics.registry.METRICS` and of `workers.studies.STUDIES`; a study has settings of its own,
-    below its name. Default for a data set without class labels: fid_rotation in the place of fid_judge."""
+    """Scores and studies to compute: keys of `workers.metrics.registry.METRICS` and of `workers.studies.STUDIES`. Data
+    sets without class labels have fid_rotation in the place of fid_judge."""
     num_images: int = 1000
-    """Generated images per score."""
+    """Number of generated images that are scored."""
     num_reference: int = 50_000
-    """Largest number of training images behind scores in Inception features."""
+    """Largest number of training images that scores in Inception features compare with."""
     grid_count: int = 64
-    """Images in the sample grid."""
+    """Number of images in the sample grid."""
     num_actors: int | None = 1
-    """Processes that share the shards of a checkpoint, wherever in the cluster there is room; null: one per CPU of the
-    cluster, or per GPU."""
+    """Number of processes that score one checkpoint together, wherever in the cluster there is room. null: one per CPU
+    of the cluster, or per GPU."""
     use_gpu: bool = False
-    """A GPU for each of them, beside those of training."""
+    """Reserve a GPU for each scoring process, in addition to those of training."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "evaluation.every", self.every, "must not be negative (0: never)")
@@ -100,22 +105,22 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
-    """What the job asks of Ray."""
+    """Processes, CPUs and GPUs that the job asks Ray for."""
 
     num_workers: int = 1
-    """Processes that share each batch; must divide train.batch_size and buffer.num_shards."""
+    """Number of training processes, which share each batch; must divide train.batch_size and buffer.num_shards."""
     min_workers: int | None = None
-    """Fewest that the job goes on with while a node is missing: Ray takes any number from this one to num_workers, and
-    adds workers when there is room again; null: num_workers, and the job waits."""
+    """Smallest number of workers to continue with when a node is lost: Ray takes any number from min_workers to
+    num_workers, and adds workers when there is room again; null: the job waits for num_workers."""
     use_gpu: bool = False
-    """GPUs (nccl); otherwise CPUs (gloo)."""
+    """Train on GPUs (one per worker, nccl) instead of CPUs (gloo)."""
     gpus_per_worker: float = 1.0
-    """Share of a GPU that each worker reserves with use_gpu; below 1, several jobs or trials of one worker have a card
-    together. Ray counts shares and limits nothing: the jobs' memory must fit beside each other."""
+    """Share of a GPU that each worker reserves, with cluster.use_gpu. Below 1, several jobs or trials of one worker
+    share a GPU; Ray does not limit memory, so the jobs must fit beside each other."""
     cpus_per_worker: int | None = None
-    """CPUs that each worker reserves; null: an equal share of the smallest node."""
+    """Number of CPUs that each worker reserves; null: an equal share of the smallest node."""
     max_failures: int = 3
-    """Restarts after a lost worker or an unexpected error before the job gives up."""
+    """Number of restarts after a lost worker or an unexpected error before the job gives up."""
 
     def __post_init__(self) -> None:
         require(1 <= self.num_workers <= 4096, "cluster.num_workers", self.num_workers, "must lie in 1 to 4096")
@@ -143,9 +148,10 @@ class JobConfig(TrainConfig):
     """All settings of `ebm train`."""
 
     name: str | None = None
-    """The run's folder in storage; null: the next free `<preset>-0001`. A name that exists is resumed."""
+    """Name of the run and of its folder in storage; a run of that name is resumed. null: the next free name, such as
+    digits-0001."""
     storage: str = "./runs"
-    """A folder or `s3://bucket/prefix`."""
+    """Where runs are stored: a folder or `s3://bucket/prefix`."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -187,6 +193,15 @@ def _check_registered_names(job: JobConfig) -> None:
 
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
+    if (best := job.checkpoint.best) is None:
+        return
+    if not (job.evaluation.metrics and job.evaluation.every):
+        unscored = "needs scores beside training; set evaluation.every to a multiple of checkpoint.every"
+        raise ConfigError(f"checkpoint.best = {best!r}: {unscored}")
+    ranked = [name for name in job.evaluation.scores if METRICS[name].better is not None]
+    if best not in ranked:
+        told = ", ".join(ranked) or "none of which says which of two checkpoints is better"
+        raise ConfigError(f"checkpoint.best = {best!r}: must be a score of evaluation.metrics: {told}")
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ebm_core.errors import EbmError
 from orchestrator.storage.interface import ObjectMissing, ObjectStore, StorageError
 
@@ -77,12 +79,21 @@ def _place() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """Start time of a running process; None: there is none, or only its exit status is left."""
+    """Start of a running process in clock ticks since the machine's; None: none runs, or only its exit status is left.
+
+    Whoever sets the machine's clock moves psutil's times of a start and of the boot alike, and not what lies between.
+    """
+    boot = psutil.boot_time()
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        after_boot = process.create_time() - boot
+    except psutil.Error:
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    if psutil.boot_time() != boot:  # set just now
+        return _born(pid)
+    return str(round(after_boot * os.sysconf("SC_CLK_TCK")))
 
 
 class Ownership:

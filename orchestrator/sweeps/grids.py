@@ -24,6 +24,12 @@ class Grid:
     note: str = ""
     four_widths: bool = False
     """Whether some row has three scales, which need four widths in every row to be compared."""
+    papers: bool = True
+    """Whether it takes the paper's recipe apart: the preset `NAME_paper` in the place of NAME, where there is one."""
+    preset: str = "cifar10"
+    """What it is run on unless another is asked for; digits with `smoke`."""
+    smoke: tuple[str, ...] = ()
+    """Further settings of a smoke run."""
 
 
 SMOKE = (
@@ -52,14 +58,14 @@ BASES: dict[str, tuple[str, ...]] = {
         "augment.blur_prob=0",
         "augment.crop_scale=0.7,1",
     ),
-    "mnist": ("augment.crop_scale=0.7,1",),
+    "mnist_paper": ("augment.crop_scale=0.7,1",),
 }
 """Settings of a preset in every row of every grid, where a grid may switch on what the preset has off."""
 
 
 def grid_base(grid: Grid, preset: str) -> JobConfig:
-    """The preset's job with what all rows share. A grid takes the paper apart: `NAME_paper`, where there is one."""
-    preset = f"{preset}_paper" if f"{preset}_paper" in PRESETS else preset
+    """The preset's job with what all rows share."""
+    preset = f"{preset}_paper" if grid.papers and f"{preset}_paper" in PRESETS else preset
     job, settings = job_preset(preset), list(BASES.get(preset, ()))
     widths = job.model.widths
     if grid.four_widths and len(widths) < 4:
@@ -175,6 +181,30 @@ def _steps(job: JobConfig) -> tuple[Row, ...]:
     )
 
 
+def _recipe(job: JobConfig) -> tuple[Row, ...]:
+    """The preset's recipe, and the same with one part taken out or put in (docs/results/quality.md)."""
+    if not 0 < job.warmup.num_steps < job.train.num_steps:
+        raise ConfigError(
+            f"grid recipe: takes apart a warm start and what follows it; warmup.num_steps = {job.warmup.num_steps} of "
+            f"train.num_steps = {job.train.num_steps} has not both; the presets digits and mnist have"
+        )
+    changes = {
+        "full": ("the whole recipe", ()),
+        "flow": ("flow matching alone", (f"train.num_steps={job.warmup.num_steps}",)),
+        "noflow": ("no flow loss beside L_CD", ("loss.flow_weight=0",)),
+        "nodata": ("no chains from data", ("buffer.data_fraction=0",)),
+        "reservoir": ("a reservoir, not persistent chains", ("buffer.kind=reservoir",)),
+        "noburn": ("restarts join as noise", ("buffer.restart_steps=0",)),
+        "random": ("random pairs, not optimal ones", ("warmup.pairing=random",)),
+        "speed1": ("speed 1", ("warmup.speed=1",)),
+        "kl": ("with both KL terms", ("loss.kl_weight=1", "loss.entropy_weight=1")),
+    }
+    return tuple(
+        Row(key=key, label=label, settings=settings, choices={"change": label})
+        for key, (label, settings) in changes.items()
+    )
+
+
 _NO_FID = "The paper's Inception score and FID are of CIFAR-10; no stand-in for them can be compared with them."
 
 GRIDS: dict[str, Grid] = {
@@ -194,4 +224,11 @@ GRIDS: dict[str, Grid] = {
     ),
     "buffer": Grid("Section 2.5: reservoir against first-in-first-out", _buffer),
     "steps": Grid("Langevin steps in training", _steps),
+    "recipe": Grid(
+        "The recipe of a warm start, one part changed at a time",
+        _recipe,
+        papers=False,
+        preset="digits",
+        smoke=("warmup.num_steps=30", "buffer.restart_steps=5"),
+    ),
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from orchestrator.settings.overrides import override
 from orchestrator.settings.trees import flatten
 from orchestrator.storage.run_store import require_run_name
 from orchestrator.sweeps.grids import GRIDS, SMOKE, find_grid, grid_base
+from orchestrator.sweeps.lists import listed_rows, listed_values
 from orchestrator.sweeps.ranges import is_range, parse_space
 
 OF_THIS_MACHINE = (
@@ -42,7 +44,7 @@ class SweepRequest:
     """Of a grid: default cifar10, with smoke digits."""
     name: str | None = None
     settings: tuple[str, ...] = ()
-    """PATH=VALUE, where a VALUE that is a range makes the sweep a search."""
+    """PATH=VALUE; a VALUE that is a range makes the sweep a search, one that is a list makes it a grid."""
     rows: tuple[Row, ...] = ()
     """Of a grid in a YAML file."""
     metric: str | None = None
@@ -75,15 +77,15 @@ class SweepRequest:
 
 
 def make_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
-    """The plan of a grid's name, a YAML file or a preset with ranges; and the job that all trials start from."""
+    """The plan of a grid's name, a YAML file or a preset with values; and the job that all trials start from."""
     if what.endswith((".yaml", ".yml")):
         request = read_yaml(Path(what), request)
         name = request.name or Path(what).stem
-        return _rows_plan(name, request) if request.rows else _search_plan(name, request)
+        return _rows_plan(name, request) if request.rows else _values_plan(name, request)
     if what in GRIDS:
         return _grid_plan(what, request)
     if what in PRESETS:
-        return _search_plan(request.name or f"{what}-search", replace(request, preset=what))
+        return _values_plan(request.name, replace(request, preset=what))
     near = difflib.get_close_matches(what, [*GRIDS, *PRESETS], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"sweep {what!r}: give a grid ({', '.join(GRIDS)}), a preset or a file .yaml{hint}")
@@ -96,10 +98,10 @@ def concurrent_trials(what: str, request: SweepRequest) -> int | None:
 
 def _grid_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
     grid = find_grid(what)
-    preset = request.preset or ("digits" if request.smoke else "cifar10")
+    preset = request.preset or ("digits" if request.smoke else grid.preset)
     job = grid_base(grid, preset)
-    settings = _without_ranges(request, f"grid {what}")
-    base = prepare(override(job, [*(SMOKE if request.smoke else ()), *settings]), request)
+    settings = _single_values(request, f"grid {what}")
+    base = prepare(override(job, [*((*SMOKE, *grid.smoke) if request.smoke else ()), *settings]), request)
     name = request.name or f"{what}-{preset}{'-smoke' if request.smoke else ''}"
     plan = _plan(name, "grid", grid.title, preset, base, request)
     return _checked_grid(replace(plan, rows=grid.rows(base), note=grid.note), base)
@@ -108,7 +110,7 @@ def _grid_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
 def _rows_plan(name: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
     preset = request.preset or ""
     smoke = SMOKE if request.smoke else ()
-    base = prepare(override(job_preset(preset), [*smoke, *_without_ranges(request, name)]), request)
+    base = prepare(override(job_preset(preset), [*smoke, *_single_values(request, name)]), request)
     return _checked_grid(replace(_plan(name, "grid", name, preset, base, request), rows=request.rows), base)
 
 
@@ -123,19 +125,42 @@ def _checked_grid(plan: SweepPlan, base: JobConfig) -> tuple[SweepPlan, JobConfi
     return plan, base
 
 
-def _search_plan(name: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
-    space = {p: v.strip() for p, _, v in (s.partition("=") for s in request.settings) if is_range(v)}
-    if not space:
-        raise ConfigError("a search needs a range, such as sampler.step_size='loguniform(10,1000)'")
-    if request.seeds != 1:
-        raise ConfigError(f"`seeds` {request.seeds}: is for grids; a search draws its trials by `seed`")
-    fixed = [s for s in request.settings if not is_range(s.partition("=")[2])]
+def _values_plan(name: str | None, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
+    """A preset with values to try: ranges make a search, lists a grid of all their combinations."""
+    pairs = [(setting.partition("=")[0], setting.partition("=")[2]) for setting in request.settings]
+    space = {path: text.strip() for path, text in pairs if is_range(text)}
+    plain = {path: text for path, text in pairs if not is_range(text)}  # of a range's path: its value in the base
+    lists = {path: values for path, text in plain.items() if len(values := listed_values(path, text)) > 1}
+    if space and lists:
+        path, values = next(iter(lists.items()))
+        raise ConfigError(
+            f"{path} = {plain[path]!r}: a list makes a grid, a range ({next(iter(space))}) a search; "
+            f"beside a range write {path}='choice({','.join(values)})'"
+        )
+    fixed = [setting for setting in request.settings if _is_single(setting) and setting.partition("=")[0] not in lists]
     smoke = SMOKE if request.smoke else ()
     base = prepare(override(job_preset(request.preset or ""), [*smoke, *fixed]), request)
+    if not space and not lists:
+        raise ConfigError(
+            "a sweep of a preset needs a range or a list of values, such as sampler.step_size='loguniform(10,1000)' or "
+            "optimizer.lr=1e-4,1e-3"
+        )
+    if lists:
+        name = name or f"{request.preset}-grid"
+        plan = _plan(name, "grid", f"Grid over {', '.join(lists)}", request.preset or "", base, request)
+        return _checked_grid(replace(plan, rows=listed_rows(lists, base)), base)
+    return _search_plan(name or f"{request.preset}-search", space, base, request)
+
+
+def _search_plan(
+    name: str, space: Mapping[str, str], base: JobConfig, request: SweepRequest
+) -> tuple[SweepPlan, JobConfig]:
+    if request.seeds != 1:
+        raise ConfigError(f"`seeds` {request.seeds}: is for grids; a search draws its trials by `seed`")
     parse_space(space, base)
     plan = _plan(name, "search", f"Search on {request.preset}", request.preset or "", base, request)
     plan = replace(
-        plan, space=space, num_trials=request.trials, search=cast(Any, request.search), search_seed=request.seed
+        plan, space=dict(space), num_trials=request.trials, search=cast(Any, request.search), search_seed=request.seed
     )
     return replace(plan, seeds=()), base
 
@@ -217,10 +242,16 @@ def check_same(stored: SweepPlan, wanted: SweepPlan) -> None:
         )
 
 
-def _without_ranges(request: SweepRequest, where: str) -> Sequence[str]:
+def _is_single(setting: str) -> bool:
+    """Does PATH=VALUE give one value, no range and no list?"""
+    path, _, text = setting.partition("=")
+    return not is_range(text) and len(listed_values(path, text)) == 1
+
+
+def _single_values(request: SweepRequest, where: str) -> Sequence[str]:
     for setting in request.settings:
-        if is_range(setting.partition("=")[2]):
-            raise ConfigError(f"{setting}: {where} has rows of its own; search a preset instead")
+        if not _is_single(setting):
+            raise ConfigError(f"{setting}: {where} has rows of its own; sweep a preset over values instead")
     return request.settings
 
 
@@ -267,7 +298,9 @@ def _text(value: Any) -> str:
     """A YAML value as it would stand on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ",".join(json.dumps(one) if isinstance(one, list) else _text(one) for one in value)
+    return str(value)
 
 
 def _yaml_row(row: Any, path: Path) -> Row:

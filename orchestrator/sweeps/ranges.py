@@ -60,7 +60,7 @@ def parse_range(path: str, text: str) -> Range:
     match = _CALL.fullmatch(text.strip())
     if match is None or match[1] not in _KINDS:
         raise ConfigError(f"{path} = {text!r}: write uniform(a,b), loguniform(a,b), randint(a,b) or choice(x,y,...)")
-    kind, arguments = match[1], _split(match[2])
+    kind, arguments = match[1], split_arguments(match[2])
     if kind == "choice":
         if not arguments or not all(arguments):
             raise ConfigError(f"{path} = {text!r}: name at least one option, and none of them empty")
@@ -84,8 +84,8 @@ def _numbers(path: str, text: str, kind: str, arguments: list[str]) -> Range:
     return Range(kind, float(low), float(high))  # pyright: ignore[reportArgumentType]
 
 
-def _split(text: str) -> list[str]:
-    """Arguments between commas that no bracket encloses."""
+def split_arguments(text: str) -> list[str]:
+    """The parts of `text` between commas that no bracket encloses; none of an empty text."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "[(") - (letter in "])")

@@ -26,7 +26,7 @@ from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.monitoring.exporter import Link
 from orchestrator.monitoring.values import Meter
 from orchestrator.records import catalogue, provenance
-from orchestrator.records.scores import awaiting_scores
+from orchestrator.records.scores import spared
 from orchestrator.settings.job import JobConfig
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run, RunStore
@@ -182,8 +182,7 @@ class _Supervisor:
         self._read_mail()
         try:
             if self._job.evaluation.every and len(self._run.checkpoints()) > self._job.checkpoint.keep:
-                spared = awaiting_scores(self._run, self._job)
-                self._run.retain(self._job.checkpoint.keep, self._display.note, spared)
+                self._run.retain(self._job.checkpoint.keep, self._display.note, spared(self._run, self._job))
         except StorageError as why:  # all that the job was for is stored
             self._display.note(f"older checkpoints stay: {why}")
 

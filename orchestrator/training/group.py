@@ -1,14 +1,11 @@
 """The workers' process group: how it is set up, and the average over it."""
 
-import contextlib
-import fcntl
 import os
-import socket
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 import torch
@@ -26,13 +23,11 @@ def use_nodes_interface() -> None:
     one on another node.
     """
     address = ray.util.get_node_ip_address()
-    for _, name in socket.if_nameindex():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-            answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
-            if socket.inet_ntoa(answer[20:24]) == address:
-                for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-                    os.environ.setdefault(variable, name)
-                return
+    for name, held in psutil.net_if_addrs().items():
+        if address in (one.address for one in held):
+            for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+                os.environ.setdefault(variable, name)
+            return
 
 
 COLLECTIVE_TIMEOUT_S = 600

@@ -23,7 +23,7 @@ from ebm_core.warmup import slower
 from orchestrator.cluster.environment import adopt
 from orchestrator.cluster.mailbox import gather
 from orchestrator.records.rows import Recorder, Row, is_logged, part_bytes, part_name, part_steps
-from orchestrator.records.scores import awaiting_scores
+from orchestrator.records.scores import spared
 from orchestrator.settings.job import JobConfig, core_config, parse
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run, RunStore
@@ -241,7 +241,7 @@ class Loop:
         if grid:
             self.run.write_bytes(f"samples/{step_name(step)}.png", grid)
         self.run.commit(step, attempt, manifest_bytes(entries, step))
-        self.run.retain(self.job.checkpoint.keep, self.warn, awaiting_scores(self.run, self.job))
+        self.run.retain(self.job.checkpoint.keep, self.warn, spared(self.run, self.job))
         ray.get(self.mailbox.post.remote("checkpoint", step))
 
     def finish(self) -> None:

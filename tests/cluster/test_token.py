@@ -1,6 +1,5 @@
 """Without the token nobody joins the Ray that `ebm train` starts, and nobody submits a job to a cluster."""
 
-import contextlib
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -46,20 +46,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def listeners(owner: int) -> list[str]:
-    """Addresses (as the kernel writes them) on which a process and its descendants listen."""
-    table = doctor._listening("/proc/net/tcp") | doctor._listening("/proc/net/tcp6")
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    family, found = {owner}, []
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    for pid in family:
-        with contextlib.suppress(OSError):
-            links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-            found += [table[link[8:-1]][0] for link in links if link[:8] == "socket:[" and link[8:-1] in table]
-    return found
+    """Addresses on which a process and its descendants listen."""
+    process = psutil.Process(owner)
+    return [address for address, _ in doctor._listening([process, *process.children(recursive=True)])]
 
 
 @pytest.fixture

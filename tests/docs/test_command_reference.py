@@ -3,6 +3,8 @@ import shlex
 from pathlib import Path
 
 from docs.command_reference import USE, commands, reference
+from orchestrator.cli.sweep import parse_words
+from orchestrator.sweeps.plan import make_plan
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 
@@ -34,3 +36,11 @@ def test_every_example_is_understood_by_its_command():
         rest = words[len(name.split()) :]
         with known[name].make_context(name, list(rest)) as context:  # raises what a person would read
             assert context.params
+
+
+def test_every_example_of_a_sweep_makes_a_plan():
+    examples = re.findall(r"^ebm (?:submit )?sweep (.+)$", reference(), re.MULTILINE)
+    assert len(examples) >= 4
+    for line in examples:
+        plan, _ = make_plan(*parse_words(shlex.split(line)))
+        assert plan.rows or plan.space

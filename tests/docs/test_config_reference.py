@@ -29,6 +29,6 @@ def test_every_setting_is_listed_with_a_meaning():
 def test_a_meaning_is_the_text_below_the_field_also_of_an_inherited_one():
     hints = get_type_hints(JobConfig)
     buffer = meanings(hints["buffer"])
-    assert buffer["capacity"] == "Samples over all shards (Section 3.1)."
-    assert meanings(JobConfig)["seed"].startswith("Of everything random")
+    assert buffer["capacity"] == "Number of past samples kept, over all workers (Section 3.1)."
+    assert meanings(JobConfig)["seed"].startswith("Seed of all randomness")
     assert set(buffer) == {field.name for field in dataclasses.fields(hints["buffer"])}

@@ -105,3 +105,15 @@ def test_presets_have_the_numbers_of_appendix_a2():
     assert (cifar10.optimizer.ema_decay, cifar10.optimizer.lr) == (0.999, 2e-4)
     assert faces.image_shape == (3, 128, 128)
     assert dataclasses.asdict(PRESETS["lsun_bedroom"]().sampler) == dataclasses.asdict(faces.sampler)
+
+
+def test_a_home_folder_in_data_root_is_the_one_of_whoever_said_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/here")
+    cfg = TrainConfig(data=DataConfig(root="~/data"))
+    stored = to_tree(cfg)
+    assert stored["data"]["root"] == "/home/here/data"
+    monkeypatch.setenv("HOME", "/home/elsewhere")  # another node reads what was stored
+    assert from_tree(TrainConfig, stored).data.root == "/home/here/data"
+    assert dataclasses.replace(cfg.data, limit=5).root == "/home/here/data"
+    for plain in ("data", "./~/data", "/a~", "s3://bucket/place"):
+        assert DataConfig(root=plain).root == plain

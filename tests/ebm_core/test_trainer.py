@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,6 +158,13 @@ def test_a_batch_of_the_wrong_shape_is_refused_before_anything_moves():
     with pytest.raises(DataError, match=r"x_data has shape \(7, 1, 8, 8\)"):
         train_step(state, torch.rand(7, 1, 8, 8), cfg)
     assert fingerprint(state) == before
+
+
+def test_what_the_decisions_say_of_a_chains_condition_is_said_once_and_is_the_default():
+    text = (Path(__file__).parents[2] / "docs" / "decisions.md").read_text()
+    said = [part for part in text.split("\n\n") if "condition" in part and "chain" in part and part.startswith("**")]
+    (one,) = said
+    assert f"`buffer.conditions={BufferConfig().conditions}`, the default" in one
 
 
 @pytest.mark.parametrize("kind", ["data", "kept"])

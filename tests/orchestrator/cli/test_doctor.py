@@ -1,7 +1,12 @@
 """What the doctor calls sound, and what it warns of."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.cli import doctor
@@ -11,27 +16,45 @@ def states(findings) -> list[str]:
     return [finding.state for finding in findings]
 
 
-def test_a_socket_on_every_address_is_exposed_and_loopback_is_not():
-    table = {
-        "1": ("0100007F", 1001),  # 127.0.0.1
-        "2": ("00000000", 1002),  # 0.0.0.0
-        "3": ("0100000A", 1003),  # 10.0.0.1
-        "4": ("00000000000000000000000001000000", 1004),  # ::1
-        "5": ("00000000000000000000000000000000", 1005),  # ::
-        "6": ("0000000000000000FFFF00000100007F", 1006),  # ::ffff:127.0.0.1
-        "7": ("00000000", 1007),  # another program's
-    }
-    assert doctor._exposed_ports(table, ["1", "2", "3", "4", "5", "6", "99"]) == {1002, 1003, 1005}
+@pytest.mark.parametrize(
+    ("address", "inside"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("::1", True),
+        ("::", False),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:10.0.0.1", False),
+    ],
+)
+def test_only_loopback_is_out_of_reach(address: str, inside: bool):
+    assert doctor._is_loopback(address) == inside
 
 
-def test_listening_sockets_are_read_from_the_kernels_table(tmp_path: Path):
-    table = tmp_path / "tcp"
-    table.write_text(
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-        "   0: 0100007F:18EB 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0 0 4242 1 0 100 0 0 10 0\n"
-        "   1: 0100007F:18EC 0100007F:9999 01 00000000:00000000 00:00000000 00000000  0 0 4243 1 0 100 0 0 10 0\n"
-    )
-    assert doctor._listening(str(table)) == {"4242": ("0100007F", 6379)}
+def test_a_process_is_seen_to_listen_where_it_listens():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as caller:
+        found = set(doctor._listening([psutil.Process()]))
+        assert listener.getsockname() in found
+        assert caller.getsockname() not in found
+
+
+def test_a_process_that_has_ended_listens_nowhere():
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        process = psutil.Process(child.pid)
+    assert list(doctor._listening([process])) == []
+
+
+def test_a_ray_process_is_known_by_its_command_line():
+    code = "import time; print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, "ray::Evaluator"], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        found = {process.pid for process in doctor._ray_processes()}
+        child.kill()
+    assert child.pid in found
+    assert os.getpid() not in found
 
 
 def test_a_storage_folder_that_can_be_made_is_sound_and_not_made(tmp_path: Path):
@@ -69,14 +92,13 @@ def test_no_token_at_all_is_a_warning_that_says_how_to_make_one(monkeypatch: pyt
 
 
 def test_each_exposed_port_of_a_ray_is_named(monkeypatch: pytest.MonkeyPatch):
-    listening = {str(i): ("00000000" if i % 2 else "0100007F", 7000 + i) for i in range(40)}
-    monkeypatch.setattr(doctor, "_listening", lambda table: listening if table.endswith("tcp") else {})
-    monkeypatch.setattr(doctor, "_ray_sockets", lambda: set(listening))
+    sockets = [("0.0.0.0" if i % 2 else "127.0.0.1", 7000 + i) for i in range(40)]
+    monkeypatch.setattr(doctor, "_listening", lambda processes: sockets)
     (finding,) = doctor._ray_listeners()
     assert finding.state == "WARN"
     for i in range(40):
         assert (str(7000 + i) in finding.what) == (i % 2 == 1)
-    monkeypatch.setattr(doctor, "_ray_sockets", lambda: {"0", "2"})
+    monkeypatch.setattr(doctor, "_listening", lambda processes: sockets[::2])
     assert states(doctor._ray_listeners()) == ["OK"]
 
 

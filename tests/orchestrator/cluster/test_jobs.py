@@ -212,6 +212,31 @@ def test_a_sweep_travels_as_it_was_typed_under_its_own_name(words: list[str], na
     assert settings["storage"] == words[2].removeprefix("storage=")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "digits_paper", "storage=/r", "data.root=~/data"],
+        ["sweep", "table2", "--smoke", "storage=/r", "data.root=~/data"],
+        ["resume", "/r/run", "data.root=~/data"],
+        ["clone", "/r/run", "data.root=~/data"],
+    ],
+)
+def test_a_home_folder_travels_as_the_one_of_this_machine(words: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/here")
+    _, travelling, settings = check_words(words)
+    assert "data.root=/home/here/data" in travelling
+    assert not any("~" in word for word in travelling)
+    assert settings is None or settings["data"]["root"] == "/home/here/data"
+
+
+def test_a_home_folder_in_the_file_of_a_sweep_travels_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/here")
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: digits_paper\nsettings: {data.root: ~/data, storage: /r}\nrows: [{key: a}]\n")
+    _, travelling, _ = check_words(["sweep", str(path)])
+    assert travelling == ["sweep", str(path), "data.root=/home/here/data"]
+
+
 def test_a_run_without_a_name_gets_one_that_no_other_has():
     names = set()
     for _ in range(2):

@@ -1,5 +1,7 @@
 """What a scorer does with checkpoints, its actors plain evaluators in this process; tests/cluster has real ones."""
 
+import json
+import re
 import tempfile
 import threading
 from dataclasses import replace
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from ebm_core import checkpoint
-from ebm_core.errors import DataError
+from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator.cluster.connection import ClusterError
@@ -17,7 +19,7 @@ from orchestrator.evaluation import beside_training
 from orchestrator.evaluation.actors import check_weights
 from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.records import scores
-from orchestrator.records.scores import awaiting_scores, unscored
+from orchestrator.records.scores import awaiting_scores, best_step, find_step, spared, unscored
 from orchestrator.settings.job import JobConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.interface import StorageError
@@ -119,6 +121,64 @@ def test_checkpoints_that_an_earlier_job_left_unscored_come_first(scored, tmp_pa
     assert sorted(scores.read_scores(run, 4)) == ["energy_gap", "fid_small"]
     assert results(run).keys() > KEYS
     assert unscored(run, job(tmp_path, "evaluation.metrics=nearest_train"))  # another score is wanted
+
+
+def test_the_best_checkpoint_stays_however_old_until_a_better_one_comes(scored, tmp_path):
+    run, _ = scored
+    settings = job(tmp_path, "checkpoint.best=fid_small")
+    run.write_config({"checkpoint": {"best": "fid_small"}, "data": {"name": "digits"}})
+    values = {2: 5.0, 4: 3.0, 6: 4.0, 8: float("nan"), 10: 3.0, 12: 9.0, 14: 2.0, 16: 7.0, 18: 8.0}
+    kept = {}
+    for step, value in values.items():
+        store(run, settings, step)
+        document = json.dumps({"value": value}).encode()
+        run.write_bytes(f"evaluations/step-{step:09d}/fid_small.json", document)
+        for key in (f"evaluations/step-{step:09d}/energy_gap.json", f"samples/step-{step:09d}-ema.png"):
+            run.write_bytes(key, b"{}")
+        run.retain(2, pytest.fail, spared(run, settings))
+        kept[step] = (run.checkpoints(), find_step(run, "best"))
+    assert kept == {
+        2: ([2], 2),
+        4: ([2, 4], 4),
+        6: ([4, 6], 4),
+        8: ([4, 6, 8], 4),
+        10: ([4, 8, 10], 4),  # of two that are equal the older one
+        12: ([4, 10, 12], 4),
+        14: ([12, 14], 14),
+        16: ([14, 16], 14),
+        18: ([14, 16, 18], 14),
+    }
+    assert best_step(run, "inception_score") is None
+    run.write_bytes("evaluations/step-000000014/fid_small.json", b"torn")
+    assert best_step(run, "fid_small") == 16
+    assert [find_step(run, asked) for asked in (None, 16, "18")] == [18, 16, 18]
+    for asked in (17, "-1", "last"):
+        with pytest.raises(ConfigError, match=f"`step` {asked}: run run has 14, 16, 18, and best"):
+            find_step(run, asked)
+
+
+def test_more_is_better_where_the_score_says_so(scored, tmp_path):
+    run, _ = scored
+    for step, value in ((2, 1.0), (4, 3.0), (6, 2.0)):
+        store(run, job(tmp_path), step)
+        run.write_json(f"evaluations/step-{step:09d}/classifier.json", {"value": value})
+    assert best_step(run, "classifier") == 4
+    run.write_config({"data": {"name": "digits"}})
+    with pytest.raises(CheckpointError, match="`step` best: no checkpoint of run run has a score fid_judge"):
+        find_step(run, "best")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["checkpoint.best=fid"], "checkpoint.best = 'fid': must be a score of evaluation.metrics: fid_small"),
+        (["checkpoint.best=energy_gap"], "checkpoint.best = 'energy_gap': must be a score of evaluation.metrics: fid_"),
+        (["checkpoint.best=fid_small", "evaluation.every=0"], "checkpoint.best = 'fid_small': needs scores beside"),
+    ],
+)
+def test_a_best_that_nothing_decides_is_refused(tmp_path, settings, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        job(tmp_path, *settings)
 
 
 def test_checkpoints_stay_until_they_are_scored_but_never_many(scored, tmp_path):

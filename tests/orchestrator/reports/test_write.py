@@ -75,6 +75,17 @@ def test_a_later_launch_is_marked_where_its_first_row_is(tmp_path: Path):
     assert run_data.gather(run).resumed_at == [160]
 
 
+def test_the_end_of_the_warm_start_is_marked_in_every_curve_over_training(tmp_path: Path):
+    page = run_page(store_run(tmp_path / "warm", settings=["warmup.num_steps=120"]))
+    assert "The first 120 steps are flow matching, a warm start." in text_of(page)
+    assert page.count("contrastive divergence from step 120") >= 3  # gap, loss terms, gradients, each in its frames
+    plain = run_page(store_run(tmp_path / "plain"))
+    assert "contrastive divergence from" not in plain
+    assert "warm start" not in text_of(plain).partition("Settings")[0]
+    early = run_page(store_run(tmp_path / "early", settings=["warmup.num_steps=200"]))
+    assert "contrastive divergence from" not in early  # which never came
+
+
 def test_a_diverged_run_is_told_unstable_where_it_happened(tmp_path: Path):
     run = store_run(tmp_path, broken=True)
     data = run_data.gather(run)

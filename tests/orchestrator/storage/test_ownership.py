@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.storage import ownership
@@ -120,6 +121,22 @@ def test_a_pid_that_the_kernel_gave_to_another_process_is_not_the_owner():
     assert is_alive(me) is True
     assert is_alive(replace(me, born=str(int(me.born) - 1))) is False
     assert is_alive(elsewhere()) is None
+
+
+def test_a_start_is_the_kernels_own_figure_whatever_the_clock_is_set_to(monkeypatch: pytest.MonkeyPatch):
+    born = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]  # field 22: clock ticks after boot
+    assert this_process().born == born
+    for ahead in (-86400.0, 0.5, 86400.0):
+        boot = psutil.boot_time() + ahead
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda boot=boot: boot)
+        assert this_process().born == born
+
+
+def test_a_clock_that_is_set_between_two_readings_moves_no_start(monkeypatch: pytest.MonkeyPatch):
+    born, boot = this_process().born, psutil.boot_time()
+    readings = iter([boot, boot + 60, boot + 60])
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: next(readings, boot + 60))
+    assert this_process().born == born
 
 
 def test_a_process_of_which_only_the_exit_status_is_left_is_dead():

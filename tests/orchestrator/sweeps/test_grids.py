@@ -14,6 +14,10 @@ from orchestrator.sweeps.grids import GRIDS, SMOKE, find_grid, grid_base
 def test_every_grid_fits_every_preset(name: str, preset: str):
     grid = GRIDS[name]
     base = grid_base(grid, preset)
+    if name == "recipe" and base.warmup.num_steps == 0:
+        with pytest.raises(ConfigError, match="grid recipe: takes apart a warm start"):
+            grid.rows(base)
+        return
     jobs = [core_config(override(base, row.settings)) for row in grid.rows(base)]
     assert len({str(job) for job in jobs}) == len(jobs)  # no two rows are the same job
 
@@ -21,7 +25,7 @@ def test_every_grid_fits_every_preset(name: str, preset: str):
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_has_a_smoke_form_on_digits(name: str):
     grid = GRIDS[name]
-    base = override(grid_base(grid, "digits"), SMOKE)
+    base = override(grid_base(grid, "digits"), (*SMOKE, *grid.smoke))
     for row in grid.rows(base):
         job = override(base, row.settings)
         assert job.train.num_steps <= 60
@@ -61,6 +65,17 @@ def test_figure_9_changes_one_part_of_the_architecture_at_a_time():
     assert parts["spectral-kl"] == (False, False, True, True)
     assert parts["plain-nokl"] == (False, False, False, False)
     assert len(parts) == 8
+
+
+def test_the_recipe_changes_one_part_at_a_time_and_begins_with_the_preset_itself():
+    grid = GRIDS["recipe"]
+    assert grid.preset == "digits"
+    job = grid_base(grid, "digits")
+    assert job == job_preset("digits")  # not the paper's
+    first, *others = grid.rows(job)
+    assert first.settings == ()
+    assert override(job, others[0].settings).train.num_steps == job.warmup.num_steps  # no step of L_CD
+    assert all(len(row.settings) == 1 for row in others[:-1])
 
 
 def test_langevin_steps_scale_with_the_preset():
