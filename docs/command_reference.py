@@ -55,8 +55,8 @@ USE: dict[str, tuple[str, tuple[str, ...]]] = {
         "A run can be scored any number of times; each score document names the checkpoint, the data and the seed. "
         "Scores made beside training (`evaluation.every`) come from the same code.",
         (
-            "ebm evaluate first --metrics ood --ood svhn=data --protocol paper_code",
-            "ebm evaluate first --metrics chains --chain-steps 3000",
+            "ebm evaluate first --metrics ood ood.sets=svhn=data ood.protocol=paper_code",
+            "ebm evaluate first --metrics chains chains.num_steps=3000",
         ),
     ),
     "compose": (

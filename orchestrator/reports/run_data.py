@@ -14,8 +14,9 @@ from orchestrator.settings.trees import differences, flatten
 from orchestrator.storage.commits import parse_step_name
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run
+from workers.metrics.published import TABLE_1
 
-PAPER_SCORES: Mapping[str, Mapping[str, float]] = {"cifar10": {"fid": 35.4, "inception_score": 7.48}}
+PAPER_SCORES: Mapping[str, Mapping[str, float]] = {"cifar10": TABLE_1}
 """Unconditional CIFAR-10 of Table 1, by data set and metric. (Table 3's figures come with the scores of `ood`.)"""
 
 NOT_COMPARED = ("name", "storage", "data.root")

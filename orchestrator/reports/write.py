@@ -11,7 +11,7 @@ from orchestrator.reports.compare_page import compare_page
 from orchestrator.reports.run_page import run_page
 from orchestrator.reports.sweep_data import gather_sweep
 from orchestrator.reports.sweep_page import sweep_page
-from orchestrator.storage.find import open_run
+from orchestrator.storage.find import open_run, split_place
 from orchestrator.storage.interface import os_reason
 from orchestrator.storage.run_store import Run, RunStore
 
@@ -72,9 +72,8 @@ def _one_page(name: str, storage: str, refresh_s: int | None) -> tuple[Run, str]
 
 def _sweep_folder(name: str, storage: str) -> Run | None:
     """The folder of the sweep of that name, folder or URI; None if there is no sweep."""
-    plain, question, query = name.partition("?")
-    folder, slash, last = plain.rstrip("/").rpartition("/")
-    store = RunStore((folder or "/") + question + query if slash else storage)
+    where, last = split_place(name, storage)
+    store = RunStore(where)
     return Run(store, last) if SweepRecord(store, last).exists() else None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import ConfigError, EbmError
 from orchestrator.evaluation.actors import check_weights
+from orchestrator.evaluation.evaluate import check_studies
 from orchestrator.records import provenance, runs
 from orchestrator.records.scores import grid_key, read_scores, unscored
 from orchestrator.settings.job import JobConfig, parse
@@ -55,6 +56,7 @@ def check_data(job: JobConfig) -> None:
         num_conditions(job.data)
     if job.evaluation.every:
         check_weights(job.evaluation.metrics, Weights.default())
+        check_studies(job.evaluation, job.data)
 
 
 def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:

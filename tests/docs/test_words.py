@@ -66,17 +66,16 @@ def complaint(text: str) -> str | None:
     return None
 
 
-def settings() -> Iterator[tuple[str, str]]:
+def settings(kind: type = JobConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(path, meaning) of every setting and of every section."""
-    hints = get_type_hints(JobConfig)
-    for kind, prefix in [(JobConfig, "")] + [(k, f"{n}.") for n, k in hints.items() if dataclasses.is_dataclass(k)]:
-        said = config_reference.meanings(kind)
-        for field in dataclasses.fields(kind):
-            inner = hints.get(field.name) if not prefix else None
-            if inner is not None and dataclasses.is_dataclass(inner):
-                yield field.name, " ".join(inspect.cleandoc(inner.__doc__ or "").split())
-            else:
-                yield f"{prefix}{field.name}", said.get(field.name, "")
+    hints, said = get_type_hints(kind), config_reference.meanings(kind)
+    for field in dataclasses.fields(kind):
+        inner, path = hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(inner):
+            yield path, " ".join(inspect.cleandoc(inner.__doc__ or "").split())
+            yield from settings(inner, f"{path}.")
+        else:
+            yield path, said.get(field.name, "")
 
 
 def helps() -> Iterator[tuple[str, str]]:
