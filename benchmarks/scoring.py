@@ -67,25 +67,23 @@ def actors(rounds: int) -> Iterator[Row]:
     from orchestrator.cluster.environment import storage_environment
     from orchestrator.cluster.pool import Pool, PoolRunner
     from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
-    from orchestrator.evaluation.evaluate import score
-    from orchestrator.evaluation.request import EvaluationRequest
-    from orchestrator.evaluation.study import Asked
+    from orchestrator.evaluation.evaluate import Evaluation, score
+    from orchestrator.settings.job import EvaluationConfig
     from workers.features.weights import Weights
 
     with tempfile.TemporaryDirectory(prefix="ebm-bench-") as folder:
         job = stored_run(folder, "sampler.generate_steps=20")
         store = RunStore(folder)
         start_ray()
-        request = EvaluationRequest(metrics=("fid_small",), num_images=2000)
+        request = EvaluationConfig(metrics=("fid_small",), num_images=2000)
         fetch = FetchCheckpoint(store.uri, "bench", storage_environment())
         make = partial(
             new_actor, fetch, request, Weights.default(), num_cpus=0
         )  # three on two CPUs; two work at a time
         with Pool(make, 1) as one, Pool(make, 2) as two:
-            asked = [
-                Asked(request, PoolRunner(pool, (1,)), job.data, store.run("bench"), "evaluations/bench")
-                for pool in (one, two)
-            ]
+            checkpoint = {"run": store.run("bench"), "step": 1, "trained": job.data}
+            runners = [PoolRunner(pool, (1,)) for pool in (one, two)]
+            asked = [Evaluation(request=request, seed=0, runner=runner, **checkpoint) for runner in runners]
             alone, together = medians(rounds, lambda: score(asked[0]), lambda: score(asked[1]))
         ray.shutdown()
     note = f"{alone:.1f} and {together:.1f} s for 2,000 digits of 20 steps"

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 import textwrap
+from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ebm_core.config import to_tree
@@ -19,6 +20,7 @@ HEAD = """\
 Made by `python -m docs.config_reference` from the classes that check the settings; a test compares them.
 
 Every setting is a dotted path, given as `path=value` to `ebm train`, `ebm config`, `ebm sweep` and `ebm submit`.
+`ebm evaluate` takes the settings of a study, without `evaluation.`: `chains.num_steps=3000`.
 Defaults are the paper's CIFAR-10 run (Appendix A.2); `ebm config PRESET` prints what a preset makes of them.
 """
 
@@ -32,9 +34,18 @@ def reference() -> str:
     for field in dataclasses.fields(JobConfig):
         kind: Any = hints[field.name]
         if dataclasses.is_dataclass(kind):
-            names = [inner.name for inner in dataclasses.fields(kind)]
-            parts.append(section(f"`{field.name}`", field.name, kind, names, default[field.name]))
+            parts += sections(field.name, kind, default[field.name])
     return "\n".join(parts)
+
+
+def sections(path: str, kind: Any, defaults: dict[str, Any]) -> Iterator[str]:
+    """The section at a dotted path, then those within it."""
+    hints = get_type_hints(kind)
+    within = [field.name for field in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[field.name])]
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in within]
+    yield section(f"`{path}`", path, kind, names, defaults)
+    for name in within:
+        yield from sections(f"{path}.{name}", hints[name], defaults[name])
 
 
 def section(title: str, prefix: str | None, kind: Any, names: list[str], defaults: dict[str, Any]) -> str:

@@ -32,12 +32,12 @@ MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimize
 
 
 def shard_file(shard: int) -> str:
-    """Name of the file that holds a buffer shard."""
+    """Name of the buffer file: the past samples of one batch shard."""
     return f"buffer-shard-{shard:04d}.safetensors"
 
 
 def own_files(state: TrainState) -> set[str]:
-    """Names of the files that `load` reads into this state: what all workers share, and its own shards."""
+    """Names of the files that `load` reads into this state: what all workers share, and its own buffer files."""
     return {MODEL, EMA, OPTIMIZER, STATE, *map(shard_file, state.shards)}
 
 
@@ -60,7 +60,7 @@ def write_shared(state: TrainState, cfg: TrainConfig, folder: Path) -> list[str]
 
 
 def write_shards(state: TrainState, folder: Path) -> list[str]:
-    """Write this worker's buffer shards; returns the names of the files."""
+    """Write this worker's buffer files, one for each of its batch shards; returns their names."""
     for shard in state.shards:
         save_file(state.buffer.shard_state(shard), folder / shard_file(shard))
     return [shard_file(shard) for shard in state.shards]

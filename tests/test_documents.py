@@ -108,9 +108,9 @@ README_LINES = {
     "ray job submit --address http://head:8265 -- ebm train cifar10 storage=s3://runs": Instead(
         "ray job submit --help | grep -e --address; ebm config cifar10 storage=s3://runs", ELSEWHERE
     ),
-    "ebm evaluate first --metrics fid_judge,kid_judge,ood,chains --ood interpolation --ood noise": Instead(
-        "ebm evaluate first --metrics fid_judge,kid_judge,ood,chains --ood interpolation --ood noise "
-        "--num-images 200 --ood-images 50 --chains 4 --chain-steps 20 --descent-steps 20",
+    "ebm evaluate first --metrics fid_judge,kid_judge,ood,chains ood.sets=interpolation,noise": Instead(
+        "ebm evaluate first --metrics fid_judge,kid_judge,ood,chains ood.sets=interpolation,noise "
+        "--num-images 200 ood.limit=50 chains.num_chains=4 chains.num_steps=20 chains.descent_steps=20",
         MINUTES,
     ),
     "ebm train digits name=classes data.condition=label train.num_steps=300": Instead(

@@ -1,13 +1,11 @@
 """Judges one checkpoint: loads it once, draws any shard of its samples, scores them. A plain class, without Ray."""
 
-import dataclasses
 import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +14,10 @@ from torch import Tensor
 
 from ebm_core.checkpoint import MANIFEST, load_energy
 from ebm_core.config import DataConfig, TrainConfig, to_tree
-from ebm_core.data import chosen_attributes, condition_table, load, num_conditions
+from ebm_core.data import condition_table, load, num_conditions
 from ebm_core.data.dataset import Dataset
 from ebm_core.data.pixels import dequantize
-from ebm_core.errors import CheckpointError, ConfigError, DataError
+from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.models import EnergyModel
 from ebm_core.types import Pixels, Samples
 from workers.calls import Call, Here, Runner, call
@@ -32,8 +30,8 @@ from workers.metrics.reference import NUM_REAL, Reference, Shard
 from workers.metrics.registry import find_metric
 from workers.pictures import grid_png
 from workers.scoring import Plan, RealSet, make_plan
-from workers.studies import chains, ood, ood_sets, recipes
-from workers.studies.composer import AT_ONCE, COMPOSED, Composer
+
+T = TypeVar("T")
 
 ENERGY_BATCH = 256
 
@@ -76,9 +74,9 @@ class Evaluator:
         self._num_real, self._num_reference = num_real, num_reference
         device = next(model.parameters()).device
         self.reference = Reference(train, heldout, self._real_energies, num_real, weights, device)
-        self._model = model
+        self.model = model
         self._drawn: tuple[int, Pixels] | None = None
-        self._readers: dict[ood_sets.ImageSet, ood_sets.SetReader] = {}
+        self._kept: tuple[Hashable, Any] | None = None
 
     @classmethod
     def from_checkpoint(
@@ -102,13 +100,13 @@ class Evaluator:
     def images(self, shard: int, seed: int = 0, count: int | None = None) -> Pixels:
         """The first `count` (None: all) generated images (count c h w), uint8, of one shard."""
         return generate_images(
-            self._model,
+            self.model,
             self.cfg,
             seed=seed,
             count=self.shard_size if count is None else count,
             first_batch=shard * (self.shard_size // self.batch_size),
             batch_size=self.batch_size,
-            rows=self._rows,
+            rows=self.rows,
         )
 
     def grid(self, count: int = 64, seed: int = 0) -> Pixels:
@@ -117,9 +115,7 @@ class Evaluator:
             raise ConfigError(f"{count} images asked for: at least 1")
         if self._drawn is not None and self._drawn[0] == seed and len(self._drawn[1]) >= count:
             return self._drawn[1][:count]
-        return generate_images(
-            self._model, self.cfg, seed=seed, count=count, batch_size=self.batch_size, rows=self._rows
-        )
+        return generate_images(self.model, self.cfg, seed=seed, count=count, batch_size=self.batch_size, rows=self.rows)
 
     def grid_png(self, count: int = 64, seed: int = 0) -> bytes:
         """A picture of `grid`."""
@@ -146,7 +142,7 @@ class Evaluator:
         images = self.images(shard, seed, count)
         if shard == 0:
             self._drawn = (seed, images)  # for the grid; keeping more would grow with num_images
-        rows = shard_condition(self._rows, shard, self.shard_size)
+        rows = shard_condition(self.rows, shard, self.shard_size)
         part = Shard(images, self.energies(images, None if rows is None else rows[:count]), first, num_images)
         return {name: find_metric(name).score(part, self.reference) for name in metrics}
 
@@ -201,113 +197,7 @@ class Evaluator:
             found["paper"] = PUBLISHED[name]
         return found
 
-    def describe_set(self, which: ood_sets.ImageSet) -> dict[str, Any]:
-        """Size and origin of a set. ConfigError for a conditional energy, DataError for missing files."""
-        if self._model.num_conditions:
-            raise ConfigError("metric ood: the energy is conditional; it needs one that is not (Table 3)")
-        reader = self._reader(which)
-        return {
-            "num_images": reader.num_images,
-            "num_found": len(reader.source),
-            "dataset": reader.source.name,
-            "split": reader.source.split,
-            "data_fingerprint": reader.source.fingerprint(),
-        }
-
-    def measure_set(self, which: ood_sets.ImageSet, start: int, stop: int) -> ood.Columns:
-        """Energies and low-level quantities of images start to stop - 1 of a set."""
-        reader = self._reader(which)
-        images, x = reader.images(start, stop)
-        ood_sets.check_alike(which, x, self.cfg.image_shape)
-        return ood.measure(images, x, self._energies(x), reader.image_numbers[start:stop].numpy())
-
-    def report_ood(
-        self, found: Mapping[str, ood.Columns], described: Mapping[str, Mapping[str, Any]], protocol: str, seed: int
-    ) -> dict[str, Any]:
-        """The result of metric ood over whole sets, ready for JSON; described: as `describe_set` has it."""
-        made = ood.report(found, self.published_ood)
-        for name, one in made["sets"].items():
-            one["source"] = described[name]
-        return {
-            "metric": "ood" if protocol == "strict" else f"ood_{protocol}",
-            **made,
-            "inside": described[ood_sets.INSIDE],
-            "seed": seed,
-            **self._provenance(
-                "-E(x) of held-out images with that of each other set",
-                preprocessing=ood_sets.PREPROCESSING[protocol],
-                name=protocol,
-            ),
-        }
-
-    @property
-    def published_ood(self) -> Mapping[str, float]:
-        """Table 3, where it is about this data."""
-        return ood.PUBLISHED if self.train.name == "cifar10" else {}
-
-    def plan_chains(self, plan: chains.Plan) -> tuple[tuple[str, ...], str]:
-        """The variants of chains that differ under this run's settings, and a name for what their bits depend on."""
-        told = json.dumps([self.digest, dataclasses.asdict(plan), to_tree(self.cfg)], sort_keys=True)
-        return chains.variants(self.cfg, plan), hashlib.sha256(told.encode()).hexdigest()[:16]
-
-    def run_chains(
-        self, plan: chains.Plan, variant: str, number: int, before: chains.Segment | None = None
-    ) -> chains.Segment:
-        """One segment of a pool of long chains from noise, of one of `chains.VARIANTS`."""
-        condition = shard_condition(self._rows, 0, plan.num_chains)
-        return chains.advance(self._model, self.cfg, plan, variant, number, before, condition)
-
-    def report_chains(
-        self, plan: chains.Plan, found: Mapping[str, Sequence[chains.Segment]]
-    ) -> tuple[dict[str, Any], dict[str, chains.Study]]:
-        """The result of metric chains, ready for JSON, from every variant's segments, and the studies it is made of."""
-        compares = "a pool of chains from noise, run on: with and without augmentation transitions, and noise"
-        studies = {name: chains.study(plan, name, segments) for name, segments in found.items()}
-        real, classify = self.reference.heldout.images[: plan.num_chains], self._classify()
-        document = {
-            "metric": "chains",
-            **chains.report(studies, self.reference.frechet, classify),
-            "heldout": {
-                "num_images": len(real),
-                "fid_small": self.reference.frechet(real),
-                **({} if classify is None else {"class_score": chains.class_score(classify(real))}),
-            },
-            "seed": plan.seed,
-            "transition_every": plan.transition_every or self.cfg.sampler.transition_every,
-            **self._provenance(compares),
-        }
-        return document, studies
-
-    def own_recipes(self) -> dict[str, recipes.Recipe]:
-        """What metric composition draws from: the run's attributes composed, each alone, and all told at once."""
-        assert self._rows is not None  # the caller has seen that the run is conditional
-        names = chosen_attributes(self.cfg.data)
-        concepts, together = recipes.own_concepts(self._rows, names)
-        composed = recipes.recipe("and", concepts)
-        alone = {f"{name} alone": composed.alone(i) for i, name in enumerate(names)}
-        at_once = recipes.Recipe("and", (together,), (1.0,), composed.sharpness, 1.0)
-        return {COMPOSED: composed, AT_ONCE: at_once, **alone}
-
-    def draw_composed(self, how: recipes.Recipe, shard: int, seed: int, num_steps: int | None) -> Pixels:
-        """A shard of images of one of these recipes."""
-        return self._composer.draw(how, shard, seed, num_steps)
-
-    def report_composition(self, how: recipes.Recipe, images: Mapping[str, Pixels]) -> dict[str, Any]:
-        """What a judge reads off them, ready for JSON."""
-        return self._composer.report(how, images)
-
-    @cached_property
-    def _composer(self) -> Composer:
-        return Composer([self._model], [self.cfg], self.train, self.heldout, [self.digest])
-
-    def _classify(self) -> Callable[[Pixels], Float[np.ndarray, "n k"]] | None:
-        """Class probabilities by a judge trained on the labels, where the data have any."""
-        try:
-            return self.reference.class_probabilities if self.reference.judge else None
-        except DataError:
-            return None
-
-    def _provenance(self, compares: str, **protocol: str) -> dict[str, Any]:
+    def provenance(self, compares: str, **protocol: str) -> dict[str, Any]:
         """What every study says of where its numbers come from."""
         return {
             "protocol": {"compares": compares, "weights": "ema", "sampler": to_tree(self.cfg.sampler), **protocol},
@@ -316,24 +206,24 @@ class Evaluator:
             "data_fingerprint": self._fingerprint,
         }
 
-    def _reader(self, which: ood_sets.ImageSet) -> ood_sets.SetReader:
-        if which not in self._readers:
-            self._readers = {which: ood_sets.SetReader(which, self.heldout)}  # one set at a time
-        return self._readers[which]
-
-    def energies(self, images: Pixels, condition: Float[Tensor, "n k"] | None = None) -> Float[np.ndarray, "n"]:
-        """E(x), or E(x, c), of stored images at their bins' centres, float64. CheckpointError unless all are finite."""
-        return self._energies(images, condition)
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned for this key, until another is asked for: one thing that a study keeps between calls."""
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, make())
+        return self._kept[1]
 
     @torch.no_grad()
-    def _energies(self, x: Pixels | Samples, condition: Float[Tensor, "n k"] | None = None) -> Float[np.ndarray, "n"]:
-        """As `energies`; of points between the levels too."""
-        device = next(self._model.parameters()).device
+    def energies(self, x: Pixels | Samples, condition: Float[Tensor, "n k"] | None = None) -> Float[np.ndarray, "n"]:
+        """E(x), or E(x, c), float64, of stored images at their bins' centres, or of points anywhere between the levels.
+
+        CheckpointError unless all are finite.
+        """
+        device = next(self.model.parameters()).device
         values = []
         for start in range(0, len(x), ENERGY_BATCH):
             part = x[start : start + ENERGY_BATCH].to(device)
             c = None if condition is None else condition[start : start + ENERGY_BATCH].to(device)
-            values.append(self._model(part if x.is_floating_point() else dequantize(part), c).double().cpu())
+            values.append(self.model(part if x.is_floating_point() else dequantize(part), c).double().cpu())
         energy = torch.cat(values).numpy()
         bad = int((~np.isfinite(energy)).sum())
         if bad:
@@ -341,7 +231,7 @@ class Evaluator:
         return energy
 
     @cached_property
-    def _rows(self) -> Float[Tensor, "n k"] | None:
+    def rows(self) -> Float[Tensor, "n k"] | None:
         """Conditions to generate under: each label once, or the attribute vectors of the training images."""
         if self.cfg.data.condition == "label":
             return torch.eye(num_conditions(self.cfg.data))
@@ -353,7 +243,7 @@ class Evaluator:
 
     def _real_energies(self, images: Pixels, dataset: Dataset | None, index: Tensor) -> Float[np.ndarray, "n"]:
         if dataset is None:
-            return self.energies(images, shard_condition(self._rows, 0, len(images)))
+            return self.energies(images, shard_condition(self.rows, 0, len(images)))
         table = condition_table(dataset, self.cfg.data)
         return self.energies(images, None if table is None else table[index])
 

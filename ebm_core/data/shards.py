@@ -26,7 +26,7 @@ from ebm_core.types import ImageShape, Pixels
 MANIFEST = "prepared.json"
 FORMAT = 1
 SHARD_BYTES = 16 * 2**20
-"""Most bytes of pixels in a shard."""
+"""Most bytes of pixels in a file shard, one Parquet file of a prepared set (here: shard)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,13 +1,31 @@
 """`ebm evaluate`, `compose` and `sample`: scores and images of stored models."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
+from orchestrator.cli.flags import of_section
 from orchestrator.cli.options import Address, Checkpoint, RunName, Storage
 from orchestrator.terminal.tables import open_console, print_table
+
+OLD_FLAGS = {
+    "--ood": "ood.sets",
+    "--ood-images": "ood.limit",
+    "--protocol": "ood.protocol",
+    "--cifar100-fault": "ood.cifar100_fault",
+    "--chains": "chains.num_chains",
+    "--chain-steps": "chains.num_steps",
+    "--descent-steps": "chains.descent_steps",
+    "--chain-transitions": "chains.transition_every",
+}
+"""Flags of 0.1 and the settings that they are now."""
+
+
+def _old(flag: str, **more: Any) -> Any:
+    return typer.Option(flag, help=f"Old form of the setting {OLD_FLAGS[flag]}; gone after this release.", **more)
 
 
 def evaluate(
@@ -20,6 +38,14 @@ def evaluate(
             "kid, precision_recall and inception_score need Inception-V3's weights. Studies: ood, chains, composition."
         ),
     ],
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            metavar="[STUDY.NAME=VALUE]...",
+            help="Settings of the studies to compute, such as chains.num_steps=3000 or ood.sets=noise; the page of the "
+            "configuration lists them all, below `evaluation`.",
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     num_images: Annotated[int, typer.Option(min=2, max=10_000_000, help="Number of generated images to score.")] = 1000,
     num_reference: Annotated[
@@ -38,70 +64,45 @@ def evaluate(
             "~/.cache/confab-ebm."
         ),
     ] = None,
-    ood: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            metavar="NAME[=FOLDER]",
-            help="Data set to tell from the model's own (study `ood`): a known name, or any folder of images. Give the "
-            "option once per set. Default: the sets of Table 3, for CIFAR-10.",
-        ),
-    ] = None,
-    ood_images: Annotated[
-        int | None, typer.Option(min=2, help="Largest number of images of each set (study `ood`). Default: all.")
-    ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="Protocol of the study `ood`: strict, or paper_code, which follows the published code.")
-    ] = "strict",
-    cifar100_fault: Annotated[
-        bool,
-        typer.Option(
-            "--cifar100-fault",
-            help="Add the published CIFAR-100 reader, which repeats a single image (--protocol paper_code).",
-        ),
-    ] = False,
-    chains: Annotated[int, typer.Option(min=2, max=100_000, help="Number of long chains (study `chains`).")] = 64,
-    chain_steps: Annotated[
-        int, typer.Option(min=20, max=10**6, help="Length of each long chain, in Langevin steps (study `chains`).")
-    ] = 1000,
-    descent_steps: Annotated[
-        int, typer.Option(min=20, max=10**6, help="Length of the descent without noise (study `chains`, Fig. 8).")
-    ] = 1000,
-    chain_transitions: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Steps between augmentations (study `chains`). Default: sampler.transition_every."),
-    ] = None,
+    ood: Annotated[Optional[list[str]], _old("--ood", metavar="NAME[=FOLDER]")] = None,  # noqa: UP045
+    ood_images: Annotated[Optional[int], _old("--ood-images")] = None,  # noqa: UP045
+    protocol: Annotated[Optional[str], _old("--protocol")] = None,  # noqa: UP045
+    cifar100_fault: Annotated[bool, _old("--cifar100-fault")] = False,
+    chains: Annotated[Optional[int], _old("--chains")] = None,  # noqa: UP045
+    chain_steps: Annotated[Optional[int], _old("--chain-steps")] = None,  # noqa: UP045
+    descent_steps: Annotated[Optional[int], _old("--descent-steps")] = None,  # noqa: UP045
+    chain_transitions: Annotated[Optional[int], _old("--chain-transitions")] = None,  # noqa: UP045
     storage: Storage = "./runs",
     address: Address = None,
 ) -> None:
     """Score a stored checkpoint, on Ray. The scores are stored beside it.
 
-    Example: ebm evaluate digits-0001 --metrics fid_judge,kid_judge,ood --ood interpolation --ood noise
+    Example: ebm evaluate digits-0001 --metrics fid_judge,kid_judge,ood ood.sets=interpolation,noise
     """
+    from ebm_core.errors import ConfigError
     from orchestrator.evaluation.evaluate import evaluate as score
     from orchestrator.evaluation.evaluate import tables
-    from orchestrator.evaluation.request import EvaluationRequest
+    from orchestrator.settings.job import EvaluationConfig
+    from orchestrator.settings.overrides import override_studies
     from orchestrator.storage.commits import step_name
     from workers.features.weights import Weights
 
-    request = EvaluationRequest(
-        metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),
-        num_images=num_images,
-        num_reference=num_reference,
-        seed=seed,
-        num_actors=actors,
-        use_gpu=gpu,
-        num_chains=chains,
-        chain_steps=chain_steps,
-        descent_steps=descent_steps,
-        transition_every=chain_transitions,
-        protocol=protocol,
-        ood_sets=tuple(ood or ()),
-        ood_images=ood_images,
-        cifar100_fault=cifar100_fault,
-    )
+    old = (ood, ood_images, protocol, cifar100_fault or None, chains, chain_steps, descent_steps, chain_transitions)
+    try:
+        request = EvaluationConfig(
+            metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),
+            num_images=num_images,
+            num_reference=num_reference,
+            num_actors=actors,
+            use_gpu=gpu,
+        )
+        request = override_studies(request, [*_translated(old, tuple(request.studies)), *(settings or ())])
+    except ConfigError as why:
+        raise ConfigError(of_section("evaluation", str(why))) from None
     stored, step, found = score(
         run,
         request,
+        seed=seed,
         storage=storage,
         step=checkpoint,
         address=address,
@@ -121,6 +122,26 @@ def evaluate(
         if "energies" in document:
             again = f"scores again from their energies: python -m workers.ood {folder}/{document['energies']['file']}"
             console.print(again, soft_wrap=True, markup=False)
+
+
+def _translated(given: tuple[Any, ...], studies: tuple[str, ...]) -> list[str]:
+    """The settings that old flags stand for, with a line that says so; without those of studies not asked for, which
+    never had an effect. given: a value for each of OLD_FLAGS; None: not given."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return json.dumps(value) if any("," in item for item in value) else ",".join(value)
+        return "true" if value is True else str(value)
+
+    found = {
+        flag: f"{path}={text(value)}"
+        for (flag, path), value in zip(OLD_FLAGS.items(), given, strict=True)
+        if value is not None and value != []
+    }
+    if found:
+        new = " ".join(found.values())
+        print(f"note: {', '.join(found)}: old flags, gone after this release; write {new}", file=sys.stderr)
+    return [setting for setting in found.values() if setting.partition(".")[0] in studies]
 
 
 def compose(
@@ -178,8 +199,9 @@ def compose(
 
     Example: ebm compose shapes:cube sides:left=1 --op and --out cube-left.png
     """
-    from orchestrator.evaluation.compose import ComposeRequest, tables
+    from orchestrator.evaluation.compose import ComposeRequest
     from orchestrator.evaluation.compose import compose as run_composition
+    from workers.studies.composition import compose_tables
 
     request = ComposeRequest(
         concepts=tuple(concepts),
@@ -195,7 +217,7 @@ def compose(
     document, written = run_composition(
         request, storage=storage, out=out, address=address, say=lambda text: print(text, file=sys.stderr)
     )
-    for table in tables(document):
+    for table in compose_tables(document):
         print_table(table.title, table.columns, table.rows)
     for place in written:
         open_console().print(f"written to {place}", soft_wrap=True)

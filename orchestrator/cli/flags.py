@@ -4,10 +4,7 @@ import re
 
 FLAGS = {
     "address": "--address",
-    "chain_steps": "--chain-steps",
-    "cifar100_fault": "--cifar100-fault",
     "constants": "--constants",
-    "descent_steps": "--descent-steps",
     "json": "--json",
     "max_concurrent": "--max-concurrent",
     "metric": "--metric",
@@ -15,14 +12,10 @@ FLAGS = {
     "mode": "--mode",
     "name": "--name",
     "num_actors": "--actors",
-    "num_chains": "--chains",
     "num_images": "--num-images",
     "num_reference": "--num-reference",
-    "ood_images": "--ood-images",
-    "ood_sets": "--ood",
     "operation": "--op",
     "out": "--out",
-    "protocol": "--protocol",
     "scheduler": "--scheduler",
     "search": "--search",
     "seed": "--seed",
@@ -41,3 +34,13 @@ FLAGS = {
 def in_flags(text: str) -> str:
     """A message of a library in the words of the command line: `num_actors` becomes --actors."""
     return re.sub(r"`(\w+)`", lambda match: FLAGS.get(match[1], match[0]), text)
+
+
+def of_section(section: str, text: str) -> str:
+    """A message about a setting of a section in the words of a command that has flags for it: `evaluation.metrics = x`
+    becomes --metrics x."""
+
+    def flag(match: re.Match[str]) -> str:
+        return f"{FLAGS[match[1]]} " if match[1] in FLAGS else match[0]
+
+    return re.sub(rf"{section}\.(\w+) = ", flag, text)

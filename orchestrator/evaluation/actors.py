@@ -9,7 +9,7 @@ import ray
 
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.environment import WORKER_ENV, adopt
-from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.settings.job import EvaluationConfig
 from orchestrator.storage.run_store import RunStore
 from workers.actor import evaluator_actor
 from workers.features.weights import KINDS, Weights
@@ -40,7 +40,7 @@ def check_weights(metrics: Sequence[str], weights: Weights) -> None:
             weights.check(kind)
 
 
-def new_actor(fetch: FetchCheckpoint, request: EvaluationRequest, weights: Weights, num_cpus: float = 1) -> Any:
+def new_actor(fetch: FetchCheckpoint, request: EvaluationConfig, weights: Weights, num_cpus: float = 1) -> Any:
     """An actor that scores checkpoints of one run, with a GPU of its own where the request asks for it."""
     actor = evaluator_actor(num_cpus=num_cpus, num_gpus=1 if request.use_gpu else 0)
     options = {"num_reference": request.num_reference, "weights": weights}
@@ -48,7 +48,8 @@ def new_actor(fetch: FetchCheckpoint, request: EvaluationRequest, weights: Weigh
     return actor.options(runtime_env={"env_vars": WORKER_ENV}, scheduling_strategy=outside).remote(fetch, None, options)
 
 
-def _num_actors(request: EvaluationRequest) -> int:
+def num_actors(request: EvaluationConfig) -> int:
+    """Actors that a request of `ebm evaluate` gets. Raises ClusterError for more than there is room for."""
     kind = "GPU" if request.use_gpu else "CPU"
     most = int(ray.cluster_resources().get(kind, 0))
     wanted = request.num_actors or max(1, most)

@@ -13,10 +13,8 @@ from ebm_core.errors import EbmError, kind_and_line
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.environment import storage_environment
 from orchestrator.cluster.pool import Pool, PoolRunner
-from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
-from orchestrator.evaluation.evaluate import results_folder, score, store_results
-from orchestrator.evaluation.request import EvaluationRequest
-from orchestrator.evaluation.study import Asked
+from orchestrator.evaluation.actors import FetchCheckpoint, new_actor, num_actors
+from orchestrator.evaluation.evaluate import Evaluation, score, store_results
 from orchestrator.records.scores import ema_grid_key, headline, is_scored, unscored
 from orchestrator.settings.job import JobConfig, core_config
 from orchestrator.storage.commits import step_name
@@ -109,24 +107,19 @@ class Scorer:
         return last
 
     def _score(self, step: int) -> None:
-        evaluation, seed = self._job.evaluation, self._job.seed
-        request = EvaluationRequest(
-            metrics=evaluation.metrics,
-            num_images=evaluation.num_images,
-            num_reference=evaluation.num_reference,
-            use_gpu=evaluation.use_gpu,
-            seed=seed,
-        )
+        request, seed = self._job.evaluation, self._job.seed
         if self._pool is None:
-            if evaluation.use_gpu and ray.cluster_resources().get("GPU", 0) < evaluation.num_actors:
-                raise ClusterError(f"evaluation.use_gpu = true: this Ray has not {evaluation.num_actors} GPUs")
+            count = request.num_actors or num_actors(request)
+            if request.use_gpu and ray.cluster_resources().get("GPU", 0) < count:
+                raise ClusterError(f"evaluation.use_gpu = true: this Ray has not {count} GPUs")
             fetch = FetchCheckpoint(self._job.storage, str(self._job.name), storage_environment())
             make = partial(new_actor, fetch, request, self._weights, num_cpus=0)  # training has taken the CPUs
-            self._pool = Pool(make, evaluation.num_actors, self._messages.put)
-        runner = PoolRunner(self._pool, (step,))
-        found = score(Asked(request, runner, core_config(self._job).data, self._run, results_folder(step)))
-        grid = runner.run({0: call(Evaluator.grid_png, evaluation.grid_count, seed)})[0]
-        store_results(self._run, request, step, found)
+            self._pool = Pool(make, count, self._messages.put)
+        runner, trained = PoolRunner(self._pool, (step,)), core_config(self._job).data
+        asked = Evaluation(request=request, seed=seed, run=self._run, step=step, trained=trained, runner=runner)
+        found = score(asked)
+        grid = runner.run({0: call(Evaluator.grid_png, request.grid_count, seed)})[0]
+        store_results(asked, found)
         self._run.write_bytes(ema_grid_key(step), grid)
         self.headlines |= {name: headline(document) for name, document in found.items()}
         self._scored.put((step, found))

@@ -6,14 +6,12 @@ that was asked, so that asking again overwrites; or to a PNG file of one's own a
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-import torch
 
 from ebm_core.config import TrainConfig
 from ebm_core.data import load
@@ -24,22 +22,17 @@ from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import WORKER_ENV, storage_environment
 from orchestrator.cluster.pool import Pool, PoolRunner, Say
 from orchestrator.evaluation.actors import FetchCheckpoint
-from orchestrator.evaluation.study import Document
 from orchestrator.records.scores import find_step
 from orchestrator.settings.job import core_config, parse
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
-from orchestrator.terminal.tables import Table
 from workers.actor import composition_actor
-from workers.calls import Runner, call
+from workers.calls import call
 from workers.pictures import grids_png
 from workers.studies.composer import COMPOSED, Composer
-from workers.studies.recipes import SHARD_SIZE, Concept, Recipe, check_together, parse_concept, recipe
-
-S = TypeVar("S")
-
-GRID_IMAGES = 36
-"""Images of each set that are drawn side by side."""
+from workers.studies.composition import GRID_IMAGES, draw
+from workers.studies.recipes import Concept, Recipe, check_together, parse_concept, recipe
+from workers.studies.study import Document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,41 +109,6 @@ def find_part(text: str, storage: str) -> Part:
     return Part(run, step, core_config(parse(run.read_config())), told.strip())
 
 
-def tables(document: Mapping[str, Any]) -> list[Table]:
-    """Share of images that have each value asked for, of every set, beside real images; nothing if none was."""
-    if "rows" not in document:
-        return []
-    judge, rows = document["judge"], document["rows"]
-    factors = list(judge["accuracy"])
-    order = [name for name in rows if name != COMPOSED]
-    lines = [
-        (name, *(f"{rows[name]['factors'][factor]:.3f}" for factor in factors), f"{rows[name]['as_asked']:.3f}")
-        for name in (COMPOSED, *order)
-    ]
-    lines.append(("real, held out: have it", *(f"{judge['real_share'][factor]:.3f}" for factor in factors), "-"))
-    lines.append(("real, held out: read rightly", *(f"{judge['accuracy'][factor]:.3f}" for factor in factors), "-"))
-    title = f"{document['operation']}: share of {rows[COMPOSED]['num_images']} images in which a judge reads"
-    return [Table(title, ("images", *factors, "as asked"), lines)]
-
-
-def draw(
-    runner: Runner[S],
-    draw_shard: Callable[[S, Recipe, int, int, int | None], Pixels],
-    recipes: Mapping[str, Recipe],
-    request: Any,
-) -> dict[str, Pixels]:
-    """`request.num_images` images of each recipe, by shards that `draw_shard` (its subject, recipe, shard, seed, number
-    of steps) draws."""
-    shards = range(math.ceil(request.num_images / SHARD_SIZE))
-    calls = {
-        (name, shard): call(draw_shard, how, shard, request.seed, request.num_steps)
-        for name, how in recipes.items()
-        for shard in shards
-    }
-    found = runner.run(calls)
-    return {name: torch.cat([found[name, shard] for shard in shards])[: request.num_images] for name in recipes}
-
-
 def _measure(
     request: ComposeRequest, parts: Sequence[Part], how: Recipe, say: Say
 ) -> tuple[dict[str, Pixels], Document]:
@@ -162,7 +120,8 @@ def _measure(
     with Pool(lambda: _new_actor(fetches), actors, say) as pool:
         runner = PoolRunner(pool)
         runner.run({0: call(Composer.prepare, how)})
-        images = draw(runner, Composer.draw, recipes, request)
+        sizes = {"num_images": request.num_images, "seed": request.seed}
+        images = draw(runner, Composer.draw, recipes, **sizes, num_steps=request.num_steps)
         return images, runner.run({0: call(Composer.report, how, images, request.num_steps)})[0]
 
 

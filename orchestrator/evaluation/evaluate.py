@@ -4,7 +4,8 @@ Actors have one thread each, so a shard's bits do not depend on their number. On
 made again. Nothing is written before every score exists; writing again overwrites.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,35 +14,58 @@ from ebm_core.errors import ConfigError
 from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import storage_environment
 from orchestrator.cluster.pool import Pool, PoolRunner, Say
-from orchestrator.evaluation import chains, composition, ood
-from orchestrator.evaluation.actors import FetchCheckpoint, _num_actors, check_weights, new_actor
-from orchestrator.evaluation.request import EvaluationRequest
-from orchestrator.evaluation.study import Asked, Document, Study
+from orchestrator.evaluation.actors import FetchCheckpoint, check_weights, new_actor, num_actors
+from orchestrator.evaluation.folder import ResultsFolder
 from orchestrator.records import catalogue
 from orchestrator.records.scores import find_step, score_rows, shown_name
-from orchestrator.storage.commits import step_name
+from orchestrator.settings.job import EvaluationConfig
 from orchestrator.storage.find import open_run
 from orchestrator.storage.run_store import Run
-from orchestrator.terminal.tables import Table
-from workers.evaluator import score_all
+from workers.calls import Runner
+from workers.evaluator import Evaluator, score_all
 from workers.features.weights import Weights
 from workers.metrics.registry import METRICS
-from workers.scoring import check_request
+from workers.studies import STUDIES
+from workers.studies.study import Asked, Document
+from workers.tables import Table
 
-__all__ = ["STUDIES", "EvaluationRequest", "evaluate", "tables"]
 
-STUDIES: dict[str, Study] = {
-    "ood": ood.STUDY,
-    "chains": chains.STUDY,
-    "composition": composition.STUDY,
-}
-"""What can be asked for beside METRICS."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A checkpoint, what is asked of it, and what calls its evaluators."""
+
+    request: EvaluationConfig
+    seed: int
+    run: Run
+    step: int
+    trained: DataConfig
+    """The data that the checkpoint was trained on."""
+    runner: Runner[Evaluator]
+
+    @property
+    def folder(self) -> ResultsFolder:
+        """Where the results go."""
+        return ResultsFolder(self.run, self.step)
+
+    def asked(self, study: str) -> Asked[Any]:
+        """The part of a study."""
+        return Asked(
+            options=self.request.studies[study],
+            num_images=self.request.num_images,
+            seed=self.seed,
+            trained=self.trained,
+            run_name=self.run.name,
+            step=self.step,
+            folder=self.folder,
+            runner=self.runner,
+        )
 
 
 def evaluate(
     where: str,
-    request: EvaluationRequest,
+    request: EvaluationConfig,
     *,
+    seed: int = 0,
     storage: str = "./runs",
     step: str | int | None = None,
     address: str | None = None,
@@ -50,52 +74,55 @@ def evaluate(
 ) -> tuple[Run, int, dict[str, Document]]:
     """Score a checkpoint of the run at `where` and store the results; run, step, {metric: result}.
 
+    request: what to score; `every` and `grid_count` are of no meaning here. seed: of the generated images.
     step: a stored step, `best` (by the scores of the run's checkpoints), None for the newest.
     weights: of the feature extractors, None for those of this machine's user. Raises an EbmError for anything that does
     not fit, in which case nothing is stored.
     """
-    check_names(request.metrics)
-    check_request([name for name in request.metrics if name in METRICS], request.num_images)
+    if not request.metrics:
+        raise ConfigError(f"`metrics` names nothing; known: {', '.join((*METRICS, *STUDIES))}")
     run = open_run(where, storage)
     trained = from_tree(DataConfig, run.read_config().get("data"), "data")
-    for study in _studies(request).values():
-        study.check(request, trained)
+    check_studies(request, trained)
     step = find_step(run, step)
     weights = weights or Weights.default()
     check_weights(request.metrics, weights)
     start_ray(address, say)
     make = partial(new_actor, FetchCheckpoint(run.store.uri, run.name, storage_environment()), request, weights)
-    with Pool(make, _num_actors(request), say) as pool:
-        found = score(Asked(request, PoolRunner(pool, (step,)), trained, run, results_folder(step)))
-    store_results(run, request, step, found)
+    with Pool(make, num_actors(request), say) as pool:
+        runner = PoolRunner(pool, (step,))
+        asked = Evaluation(request=request, seed=seed, run=run, step=step, trained=trained, runner=runner)
+        found = score(asked)
+    store_results(asked, found)
     catalogue.update(run.store, [run.name])
     return run, step, found
 
 
-def results_folder(step: int) -> str:
-    """Where the results of a checkpoint lie, below its run."""
-    return f"evaluations/{step_name(step)}"
+def check_studies(request: EvaluationConfig, trained: DataConfig) -> None:
+    """Refuse studies that cannot be made of a run on this data, before anything starts."""
+    for name, options in request.studies.items():
+        STUDIES[name].check(options, trained)
 
 
-def score(asked: Asked) -> dict[str, Document]:
+def score(asked: Evaluation) -> dict[str, Document]:
     """The result of everything that was asked for."""
     request = asked.request
-    names = tuple(name for name in request.metrics if name in METRICS)
-    for study in _studies(request).values():
-        study.prepare(asked)
-    found = score_all(asked.runner, names, request.num_images, request.seed) if names else {}
-    return found | {name: study.measure(asked) for name, study in _studies(request).items()}
+    parts = {name: asked.asked(name) for name in request.studies}
+    for name, part in parts.items():
+        STUDIES[name].prepare(part)
+    names = request.scores
+    found = score_all(asked.runner, names, request.num_images, asked.seed) if names else {}
+    return found | {name: STUDIES[name].measure(part) for name, part in parts.items()}
 
 
-def store_results(run: Run, request: EvaluationRequest, step: int, found: Mapping[str, Document]) -> None:
-    """Write results beside the checkpoint of `step`, over those of an earlier evaluation."""
-    folder = results_folder(step)
-    for name, study in _studies(request).items():
-        study.store(run, folder, found[name])
+def store_results(asked: Evaluation, found: Mapping[str, Document]) -> None:
+    """Write results beside the checkpoint, over those of an earlier evaluation."""
+    for name in asked.request.studies:
+        STUDIES[name].store(asked.asked(name), found[name])
     for document in found.values():
-        run.write_json(f"{folder}/{document['metric']}.json", document)
-    for study in _studies(request).values():
-        study.tidy(run, folder)
+        asked.folder.write_json(f"{document['metric']}.json", document)
+    for name in asked.request.studies:
+        STUDIES[name].tidy(asked.asked(name))
 
 
 def tables(found: Mapping[str, Mapping[str, Any]], step: int) -> list[Table]:
@@ -123,17 +150,3 @@ def _score_table(plain: Mapping[str, Mapping[str, Any]], step: int) -> Table:
     columns = ("score", "samples", "real, held out", "noise", *(["paper"] if papers else []))
     title = f"step {step}, {first['num_images']} generated images, seed {first['seed']}, averaged weights"
     return Table(title, columns, rows, "\n".join(said))
-
-
-def check_names(metrics: Sequence[str], setting: str = "`metrics`") -> None:
-    """Refuse names that are neither a metric nor a study."""
-    known = ", ".join((*METRICS, *STUDIES))
-    if not metrics:
-        raise ConfigError(f"{setting} names nothing; known: {known}")
-    for name in metrics:
-        if name not in METRICS and name not in STUDIES:
-            raise ConfigError(f"{setting} {name}: unknown; known: {known}")
-
-
-def _studies(request: EvaluationRequest) -> dict[str, Study]:
-    return {name: study for name, study in STUDIES.items() if name in request.metrics}

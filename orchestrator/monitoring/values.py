@@ -88,7 +88,7 @@ class Meter:
         self._facts[name] = value
 
     def scores(self, scores: Mapping[str, float]) -> None:
-        """Headlines by metric."""
+        """Headlines by score."""
         self._scores.update(scores)
 
     def tick(self) -> None:

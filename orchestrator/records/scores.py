@@ -100,7 +100,7 @@ def lacking_scores(run: Run, job: JobConfig, steps: Sequence[int]) -> list[int]:
     stored = {info.key for prefix in ("evaluations/", "samples/") for info in run.list(prefix)}
 
     def complete(step: int) -> bool:
-        documents = {f"evaluations/{step_name(step)}/{metric}.json" for metric in job.evaluation.metrics}
+        documents = {f"evaluations/{step_name(step)}/{name}.json" for name in job.evaluation.documents}
         return documents | {ema_grid_key(step)} <= stored
 
     return [step for step in steps if not complete(step)]

@@ -109,13 +109,13 @@ class TrialResult:
     unstable_at: int | None = None
     """The step of the DivergenceError."""
     value: float | None = None
-    """The sweep's metric, at score_step; None if there is no score."""
+    """The sweep's objective, at score_step; None if there is no score."""
     scores: dict[str, float] = field(default_factory=dict)
     """{metric: its headline number} at score_step; the documents are in the run's evaluations/."""
     score_step: int | None = None
     """The last scored checkpoint; of an unstable trial, its last sound one."""
     best: dict[str, float] | None = None
-    """{"value", "step"} of the best value of the sweep's metric among all scored checkpoints."""
+    """{"value", "step"} of the best value of the sweep's objective among all scored checkpoints."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last logged row without its wall clock."""
     grid: str | None = None

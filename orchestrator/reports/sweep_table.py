@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from orchestrator.records.sweeps import Row, StoredSweep, Trial
-from orchestrator.terminal.tables import Table
+from workers.tables import Table
 
 PAPER = {"inception_score": "IS (paper)", "fid": "FID (paper)", "stable": "stable (paper)"}
 STATES = ("finished", "unstable", "stopped", "refused", "crashed", "unfinished")

@@ -3,13 +3,18 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ebm_core.config import TrainConfig, from_tree, require
 from ebm_core.data import DATASETS
 from ebm_core.errors import ConfigError, did_you_mean
 from ebm_core.places import RUN_NAME_RULE, is_run_name
 from ebm_core.presets import PRESETS
+from workers.metrics.registry import METRICS
+from workers.scoring import check_request
+from workers.studies import STUDIES
+
+Section = TypeVar("Section", bound=type)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,24 +37,35 @@ class CheckpointConfig:
         )
 
 
+def _with_studies(section: Section) -> Section:
+    """The class with a section for the options of each study, by its name: `evaluation.chains.num_steps`."""
+    for name, study in STUDIES.items():
+        section.__annotations__[name] = study.options
+        setattr(section, name, field(default_factory=study.options))
+    return section
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
+@_with_studies
 class EvaluationConfig:
-    """Scores and sample grids made while training goes on."""
+    """Scores and sample grids of checkpoints, made while training goes on; `ebm evaluate` takes the same settings of a
+    study."""
 
     every: int = 0
     """Steps between scored checkpoints; the last one is scored too. 0: no scores. Each time, num_images chains of
     sampler.generate_steps are run, so without a GPU this is for small models."""
     metrics: tuple[str, ...] = ("energy_gap", "fid_judge", "diversity", "nearest_train")
-    """Scores and studies to compute: keys of `workers.metrics.registry.METRICS`, and the studies of `ebm evaluate` at
-    their default sizes. Data sets without class labels have fid_rotation in the place of fid_judge."""
+    """Scores and studies to compute: keys of `workers.metrics.registry.METRICS` and of `workers.studies.STUDIES`. Data
+    sets without class labels have fid_rotation in the place of fid_judge."""
     num_images: int = 1000
     """Number of generated images that are scored."""
     num_reference: int = 50_000
     """Largest number of training images that scores in Inception features compare with."""
     grid_count: int = 64
     """Number of images in the sample grid."""
-    num_actors: int = 1
-    """Number of processes that score one checkpoint together, wherever in the cluster there is room."""
+    num_actors: int | None = 1
+    """Number of processes that score one checkpoint together, wherever in the cluster there is room. null: one per CPU
+    of the cluster, or per GPU."""
     use_gpu: bool = False
     """Reserve a GPU for each scoring process, in addition to those of training."""
 
@@ -57,8 +73,31 @@ class EvaluationConfig:
         require(self.every >= 0, "evaluation.every", self.every, "must not be negative (0: never)")
         require(2 <= self.num_images <= 10**7, "evaluation.num_images", self.num_images, "must lie in 2 to 10000000")
         require(self.num_reference >= 2, "evaluation.num_reference", self.num_reference, "must be at least 2")
-        require(1 <= self.num_actors <= 4096, "evaluation.num_actors", self.num_actors, "must lie in 1 to 4096")
+        actors = self.num_actors
+        require(
+            actors is None or 1 <= actors <= 4096, "evaluation.num_actors", actors, "must lie in 1 to 4096, or null"
+        )
         require(1 <= self.grid_count <= 4096, "evaluation.grid_count", self.grid_count, "must lie in 1 to 4096")
+        for name in self.metrics:
+            if name not in METRICS and name not in STUDIES:
+                raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDIES))}")
+        check_request(self.scores, self.num_images)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The metrics that judge generated images, without the studies."""
+        return tuple(name for name in self.metrics if name in METRICS)
+
+    @property
+    def studies(self) -> dict[str, Any]:
+        """{name: options} of the studies among the metrics."""
+        return {name: getattr(self, name) for name in STUDIES if name in self.metrics}
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """Names of the results that the metrics leave beside a checkpoint."""
+        named = {name: study.metric for name in self.studies if (study := STUDIES[name]).metric is not None}
+        return tuple(named[name](getattr(self, name)) if name in named else name for name in self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,31 +184,18 @@ class JobConfig(TrainConfig):
 
 
 def _check_registered_names(job: JobConfig) -> None:
-    """`data.name` and `evaluation.metrics` are keys of dictionaries that live with the code that they name."""
+    """`data.name` is a key of a dictionary that lives with the code that it names."""
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
-    if job.checkpoint.best is not None and not (job.evaluation.metrics and job.evaluation.every):
-        unscored = "needs scores beside training; set evaluation.every to a multiple of checkpoint.every"
-        raise ConfigError(f"checkpoint.best = {job.checkpoint.best!r}: {unscored}")
-    if not job.evaluation.metrics:
+    if (best := job.checkpoint.best) is None:
         return
-    from workers.metrics.registry import METRICS  # scikit-learn takes its time
-    from workers.studies import STUDY_NAMES
-
-    strange = [name for name in job.evaluation.metrics if name not in METRICS]
-    for name in strange:
-        if name not in STUDY_NAMES:
-            raise ConfigError(f"evaluation.metrics = {name!r}: {_unknown(name, (*METRICS, *STUDY_NAMES))}")
-    count = job.evaluation.num_images
-    scores = [name for name in job.evaluation.metrics if name not in strange]
-    for name in scores:
-        least = METRICS[name].least
-        require(count >= least, "evaluation.num_images", count, f"must be at least {least} for {name}")
-    if (best := job.checkpoint.best) is not None:
-        ranked = [name for name in scores if METRICS[name].better is not None]
-        if best not in ranked:
-            told = ", ".join(ranked) or "none of which says which of two checkpoints is better"
-            raise ConfigError(f"checkpoint.best = {best!r}: must be a score of evaluation.metrics: {told}")
+    if not (job.evaluation.metrics and job.evaluation.every):
+        unscored = "needs scores beside training; set evaluation.every to a multiple of checkpoint.every"
+        raise ConfigError(f"checkpoint.best = {best!r}: {unscored}")
+    ranked = [name for name in job.evaluation.scores if METRICS[name].better is not None]
+    if best not in ranked:
+        told = ", ".join(ranked) or "none of which says which of two checkpoints is better"
+        raise ConfigError(f"checkpoint.best = {best!r}: must be a score of evaluation.metrics: {told}")
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

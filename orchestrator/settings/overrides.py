@@ -7,14 +7,15 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from ebm_core.config import to_tree
+from ebm_core.config import from_tree, to_tree
 from ebm_core.errors import ConfigError
-from orchestrator.settings.job import JobConfig, _judged, parse
+from orchestrator.settings.job import EvaluationConfig, JobConfig, _judged, parse
+from workers.studies import STUDIES
 
 
 def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
@@ -23,8 +24,29 @@ def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
     A list is written `32,64` or as JSON `[32, 64]`, an absent value `null`.
     """
     tree = to_tree(job)
-    hints = dict(leaves(JobConfig))
     settings = list(settings)
+    _apply(tree, dict(leaves(JobConfig)), settings)
+    if tree["data"]["name"] != job.data.name and not any(s.startswith("evaluation.metrics=") for s in settings):
+        tree["evaluation"]["metrics"] = list(_judged(job.evaluation.metrics, tree["data"]["name"]))
+    return parse(tree)
+
+
+def override_studies(request: EvaluationConfig, settings: Iterable[str]) -> EvaluationConfig:
+    """`request` with settings `STUDY.NAME=VALUE` of the studies among its metrics applied, as in `override`.
+
+    They are those of a job without `evaluation.`, such as chains.num_steps=3000.
+    """
+    tree, settings = to_tree(request), list(settings)
+    _apply(tree, {path: hint for path, hint in leaves(EvaluationConfig) if path.partition(".")[0] in STUDIES}, settings)
+    for setting in settings:
+        study = setting.partition(".")[0]
+        if study not in request.studies:
+            raise ConfigError(f"setting {setting!r}: {study} is not among the metrics that are asked for; add it")
+    return from_tree(EvaluationConfig, tree, "evaluation")
+
+
+def _apply(tree: dict[str, Any], hints: Mapping[str, Any], settings: Iterable[str]) -> None:
+    """Change a tree of settings by `PATH=VALUE` texts; hints: the type of each path."""
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
@@ -36,9 +58,6 @@ def override(job: JobConfig, settings: Iterable[str]) -> JobConfig:
         for section in sections:
             branch = branch[section]
         branch[leaf] = _typed(hints[path], text, path)
-    if tree["data"]["name"] != job.data.name and not any(s.startswith("evaluation.metrics=") for s in settings):
-        tree["evaluation"]["metrics"] = list(_judged(job.evaluation.metrics, tree["data"]["name"]))
-    return parse(tree)
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

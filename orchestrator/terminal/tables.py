@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,16 +29,6 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if math.isfinite(value) else str(value)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for a person: its first column is text, the others numbers; `note` explains the columns."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 def open_console() -> Any:

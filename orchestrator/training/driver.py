@@ -50,7 +50,7 @@ class Watcher:
     """What a caller that runs jobs for somebody else wants to hear, and to say. This one neither hears nor speaks."""
 
     def scored(self, step: int, documents: Mapping[str, Any]) -> None:
-        """The scores of a checkpoint are stored; documents by metric."""
+        """The scores of a checkpoint are stored; documents by score."""
 
     def stop_requested(self) -> bool:
         """Whether the job shall store a checkpoint and leave; asked about five times a second."""

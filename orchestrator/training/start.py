@@ -8,6 +8,7 @@ from typing import Any
 from ebm_core.data import absolute_root, check_files, num_conditions
 from ebm_core.errors import ConfigError, EbmError
 from orchestrator.evaluation.actors import check_weights
+from orchestrator.evaluation.evaluate import check_studies
 from orchestrator.records import provenance, runs
 from orchestrator.records.scores import grid_key, read_scores, unscored
 from orchestrator.settings.job import JobConfig, parse
@@ -36,7 +37,7 @@ class RunResult:
     grid: str | None = None
     """Key of the last sample grid, below the run."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Score documents of the last checkpoint by metric."""
+    """Score documents of the last checkpoint by score."""
     page: str | None = None
     """Key of the HTML page that was made at the end."""
 
@@ -55,6 +56,7 @@ def check_data(job: JobConfig) -> None:
         num_conditions(job.data)
     if job.evaluation.every:
         check_weights(job.evaluation.metrics, Weights.default())
+        check_studies(job.evaluation, job.data)
 
 
 def finished_run(store: RunStore, job: JobConfig) -> RunResult | None:

@@ -13,9 +13,8 @@ from orchestrator.cluster import ray_internals
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.resources import places, worker_resources
 from orchestrator.evaluation.actors import FetchCheckpoint, new_actor
-from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.monitoring.exporter import open_exporter
-from orchestrator.settings.job import JobConfig, job_preset
+from orchestrator.settings.job import EvaluationConfig, JobConfig, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.sweeps.driver import DRIVER_RESOURCES
 from orchestrator.sweeps.plan import SweepRequest, make_plan
@@ -70,7 +69,7 @@ def test_what_a_trial_starts_may_lie_outside_of_what_it_has_reserved(tmp_path: P
 
     def start() -> list[Any]:
         fetch = FetchCheckpoint(str(tmp_path), "run", {})
-        request = EvaluationRequest(metrics=("energy_gap",), use_gpu=True)
+        request = EvaluationConfig(metrics=("energy_gap",), use_gpu=True)
         return [open_exporter(ray_internals.temp_folder), new_actor(fetch, request, Weights.default(), num_cpus=0)]
 
     trial = ray.remote(num_cpus=0, scheduling_strategy=inside)(start)

@@ -67,7 +67,7 @@ def test_all_metrics_come_back_as_json_with_their_protocol(make, digits):
 def test_the_energies_scored_are_those_of_the_stored_images(make):
     evaluator = make()
     images = evaluator.grid(40, seed=3)
-    center = evaluator._model.centers[0]
+    center = evaluator.model.centers[0]
     expected = ((dequantize(images) - center) ** 2).flatten(1).sum(1).double() / 2
     found = evaluator.score(["energy_gap"], 40, seed=3)["energy_gap"]
     assert found["energy_generated"] == pytest.approx(float(expected.mean()), rel=1e-6)

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ebm_core.compose import conditional
-from ebm_core.config import SamplerConfig, TrainConfig
+from ebm_core.config import SamplerConfig, TrainConfig, require
 from ebm_core.data.pixels import quantize
 from ebm_core.errors import CheckpointError, ConfigError
 from ebm_core.models import EnergyModel
@@ -59,26 +59,34 @@ end in the nearest minimum of the energy (Fig. 8: 1,000 steps)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """A pool of chains, and how far each variant runs; numbers of steps are rounded down to multiples of NUM_TIMES."""
+class ChainsOptions:
+    """A pool of long chains (Fig. 5 to 8), and how far each variant of them runs; numbers of steps are rounded down to
+    multiples of 20, the times that are looked at."""
 
     num_chains: int = 64
+    """Chains in the pool; each variant starts them from the same noise."""
     num_steps: int = 1000
-    """The paper goes up to 3,000."""
+    """Langevin steps of each chain; the paper goes up to 3,000."""
     descent_steps: int = 1000
-    """Of the variant without noise and transitions (Fig. 8)."""
+    """Langevin steps of the variant without noise and transitions (Fig. 8)."""
     transition_every: int | None = None
-    """Steps between transitions of the variants that have them; None: sampler.transition_every."""
-    seed: int = 0
+    """Steps between two augmentations of a chain, in the variants that have them; null: sampler.transition_every."""
 
     def __post_init__(self) -> None:
-        if self.transition_every is not None and self.transition_every < 1:
-            raise ConfigError(f"{self.transition_every} steps between transitions: at least 1")
-        if self.num_chains < 2 or min(self.num_steps, self.descent_steps) < NUM_TIMES:
-            raise ConfigError(
-                f"{self.num_chains} chains of {min(self.num_steps, self.descent_steps)} steps: a study takes at least "
-                f"2 chains and {NUM_TIMES} steps"
-            )
+        require(2 <= self.num_chains <= 100_000, "chains.num_chains", self.num_chains, "must lie in 2 to 100000")
+        for name in ("num_steps", "descent_steps"):
+            steps = getattr(self, name)
+            allowed = f"must lie in {NUM_TIMES} to 1000000; a chain is looked at {NUM_TIMES} times"
+            require(NUM_TIMES <= steps <= 10**6, f"chains.{name}", steps, allowed)
+        every = self.transition_every
+        require(every is None or every >= 1, "chains.transition_every", every, "must be at least 1, or null")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan(ChainsOptions):
+    """What was asked of a pool of chains, and the seed of their noise."""
+
+    seed: int = 0
 
     def every(self, variant: str) -> int:
         """Steps of one segment."""

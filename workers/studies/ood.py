@@ -97,7 +97,7 @@ def report(found: Mapping[str, Columns], published: Mapping[str, float]) -> dict
     """
     outside = [name for name in found if name != INSIDE]
     if not outside:
-        raise ConfigError("no out-of-distribution set given: name at least one with `ood_sets`")
+        raise ConfigError("no out-of-distribution set given: name at least one with ood.sets")
     for name, columns in found.items():
         if columns["highest"].max() < 2 / 256:
             raise DataError(f"{name}: no pixel above level 1 of 255; were values of 0 to 1 written as 8 bits?")

@@ -111,7 +111,7 @@ def image_set(text: str, trained: DataConfig, **how: object) -> ImageSet:
     if not folder and is_prepared(root):
         if DATASETS[_dataset(name)].check is not None:
             raise ConfigError(
-                f"`ood_sets` {name}: not in {root}, which holds the prepared {trained.name}; say {name}=FOLDER"
+                f"ood.sets = {name}: not in {root}, which holds the prepared {trained.name}; say {name}=FOLDER"
             )
         root = DataConfig().root  # of no meaning to a set without files
     data = replace(trained, name=_dataset(name), root=root, condition="none", attributes=(), limit=None)
@@ -197,13 +197,13 @@ class SetReader:
         try:
             self.source = heldout if which.data is None else open_source(which)
         except DataError as error:
-            raise DataError(f"`ood_sets` {which.name}: {error}") from None
+            raise DataError(f"ood.sets = {which.name}: {error}") from None
         self.shape = heldout.image_shape
         if self.source.image_shape != self.shape:
             raise DataError(f"{which.name}: images of {self.source.image_shape}, not {self.shape}")
         size = len(self.source)
         if size < 2:
-            raise DataError(f"`ood_sets` {which.name}: {size} image(s) in it; a score needs at least 2")
+            raise DataError(f"ood.sets = {which.name}: {size} image(s) in it; a score needs at least 2")
         if which.protocol == "strict" or which.name == INSIDE:
             self.image_numbers, self._partners = _by_the_text(size, which.limit)
         else:

@@ -19,14 +19,14 @@ from ebm_core.errors import CheckpointError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator.cli import app
-from orchestrator.evaluation.compose import ComposeRequest, compose, tables
+from orchestrator.evaluation.compose import ComposeRequest, compose
 from orchestrator.evaluation.evaluate import evaluate
 from orchestrator.evaluation.evaluate import tables as evaluate_tables
-from orchestrator.evaluation.request import EvaluationRequest
 from orchestrator.records import runs, scores
-from orchestrator.settings.job import core_config, job_preset
+from orchestrator.settings.job import EvaluationConfig, core_config, job_preset
 from orchestrator.settings.overrides import override
 from orchestrator.storage.run_store import Run, RunStore
+from workers.studies.composition import compose_tables
 
 STEP = 3
 SMALL = [
@@ -99,7 +99,7 @@ def test_one_actor_and_two_store_the_same_bytes_beside_the_first_run(cluster, ro
     assert list(stored["judge"]["accuracy"]) == ["label=1", "left=1"]
     assert 0.15 < stored["judge"]["real_share"]["label=1"] < 0.25
     assert (stored["step_fraction"], stored["weights"], stored["num_steps"]) == (0.5, [1.0, 1.0], 2)
-    (table,) = tables(document)
+    (table,) = compose_tables(document)
     assert [row[0] for row in table.rows] == [
         *stored["rows"],
         "real, held out: have it",
@@ -119,7 +119,7 @@ def test_one_actor_and_two_store_the_same_bytes_beside_the_first_run(cluster, ro
 def test_energies_without_a_factor_are_drawn_and_not_scored_and_nan_stores_nothing(cluster, root: Path):
     before = results(root)
     document, written = compose(ComposeRequest(concepts=("free", "free"), num_images=3), storage=str(root))
-    assert tables(document) == []
+    assert compose_tables(document) == []
     assert "rows" not in document
     for place in written:
         Path(place).unlink()
@@ -131,7 +131,7 @@ def test_energies_without_a_factor_are_drawn_and_not_scored_and_nan_stores_nothi
 @pytest.mark.full
 @pytest.mark.cluster
 def test_a_run_of_several_attributes_composes_its_own(cluster, root: Path):
-    request = EvaluationRequest(metrics=("composition",), num_images=10, num_actors=1)
+    request = EvaluationConfig(metrics=("composition",), num_images=10)
     run, _, found = evaluate("sides", request, storage=str(root))
     document = found["composition"]
     assert list(document["rows"]) == ["composed", "told all at once", "left alone", "top alone", "noise"]

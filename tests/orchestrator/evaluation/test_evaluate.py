@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,17 +15,18 @@ import ray
 from PIL import Image
 
 from ebm_core import checkpoint
+from ebm_core.config import DataConfig
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.manifest import describe, manifest_bytes
 from ebm_core.trainer import init_state
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.pool import Pool
-from orchestrator.evaluation.evaluate import STUDIES, evaluate, tables
-from orchestrator.evaluation.request import EvaluationRequest
+from orchestrator.evaluation.evaluate import Evaluation, evaluate, store_results, tables
 from orchestrator.records import provenance, runs, scores
-from orchestrator.settings.job import core_config, job_preset
-from orchestrator.settings.overrides import override
+from orchestrator.settings.job import EvaluationConfig, core_config, job_preset
+from orchestrator.settings.overrides import override, override_studies
 from orchestrator.storage.run_store import Run, RunStore
+from workers.calls import Here
 from workers.evaluator import PUBLISHED
 from workers.studies import ood
 
@@ -48,18 +50,17 @@ def store_run(root: Path, *settings: str) -> Run:
     return run
 
 
-def request(**changes) -> EvaluationRequest:
-    plain = EvaluationRequest(
-        metrics=("fid_small", "kid_small", "precision_recall_small", "ood", "chains"),
-        num_images=150,
-        ood_sets=("interpolation", "noise", "objects"),
-        ood_images=700,
-        num_chains=3,
-        chain_steps=20,
-        descent_steps=20,
-        num_actors=2,
-    )
-    return replace(plain, **changes)
+METRICS = ("fid_small", "kid_small", "precision_recall_small", "ood", "chains")
+SMALL = (
+    "ood.sets=interpolation,noise,objects", "ood.limit=700",
+    "chains.num_chains=3", "chains.num_steps=20", "chains.descent_steps=20",
+)  # fmt: skip
+
+
+def request(*settings: str, metrics: tuple[str, ...] = METRICS, num_actors: int | None = 2) -> EvaluationConfig:
+    plain = EvaluationConfig(metrics=metrics, num_images=150, num_actors=num_actors)
+    asked = [setting for setting in SMALL if setting.partition(".")[0] in metrics]
+    return override_studies(plain, [*asked, *settings])
 
 
 def stored(run: Run) -> dict[str, bytes]:
@@ -106,23 +107,23 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("settings", "changes", "kind", "said"),
+    ("settings", "asked", "kind", "said"),
     [
-        ((), {"metrics": ("classifier", "ood"), "ood_sets": ("svhn",)}, DataError, "no test_32x32.mat"),
-        ((), {"ood_sets": ("noise", "noise")}, ConfigError, "each set once"),
-        ((), {"ood_sets": ("nothing",)}, ConfigError, "known are"),
-        ((), {"protocol": "paper_code", "cifar100_fault": True}, ConfigError, "cifar100 must be among the sets"),
-        ((), {"metrics": ("ood",), "ood_sets": ("mine=gone",)}, DataError, "`ood_sets` mine: no folder /.*/gone"),
-        ((), {"num_actors": 3}, ClusterError, "this Ray has 2 CPUs"),
-        (("data.condition=label",), {"metrics": ("ood",)}, ConfigError, "conditional"),
-        ((), {"metrics": ("composition",)}, ConfigError, "condition is none"),
-        ((), {"metrics": ("chains",), "transition_every": 5}, ConfigError, "augment.enabled=false"),
+        ((), request("ood.sets=svhn", metrics=("classifier", "ood")), DataError, "no test_32x32.mat"),
+        ((), request("ood.sets=noise,noise"), ConfigError, "each set once"),
+        ((), request("ood.sets=nothing"), ConfigError, "known are"),
+        ((), request("ood.protocol=paper_code", "ood.cifar100_fault=true"), ConfigError, "cifar100 must be among"),
+        ((), request("ood.sets=mine=gone", metrics=("ood",)), DataError, "ood.sets = mine: no folder /.*/gone"),
+        ((), request(num_actors=3), ClusterError, "this Ray has 2 CPUs"),
+        (("data.condition=label",), request(metrics=("ood",)), ConfigError, "conditional"),
+        ((), request(metrics=("composition",)), ConfigError, "condition is none"),
+        ((), request("chains.transition_every=5", metrics=("chains",)), ConfigError, "augment.enabled=false"),
     ],
 )
-def test_what_does_not_fit_is_one_line_and_stores_nothing(cluster, tmp_path: Path, settings, changes, kind, said):
+def test_what_does_not_fit_is_one_line_and_stores_nothing(cluster, tmp_path: Path, settings, asked, kind, said):
     run = store_run(tmp_path, f"data.root={tmp_path}", *settings)
     with pytest.raises(kind, match=said) as error:
-        evaluate("tiny", request(**changes), storage=str(tmp_path))
+        evaluate("tiny", asked, storage=str(tmp_path))
     assert type(error.value) is kind  # not Ray's own, whose text is a traceback
     assert stored(run) == {}
 
@@ -165,10 +166,13 @@ def test_a_kill_between_two_files_leaves_every_result_whole_and_belonging_to_its
     }  # fmt: skip
     columns = {name: dict.fromkeys(ood.COLUMNS, np.arange(4.0)) for name in ("heldout", "noise")}
     run = RunStore(str(tmp_path)).run("tiny")
+    here: Here[Any] = Here(None)
+    asked = Evaluation(
+        request=request(metrics=("ood",)), seed=0, run=run, step=STEP, trained=DataConfig(), runner=here
+    )  # fmt: skip
     found = document | {"columns": columns}
-    STUDIES["ood"].store(run, "evaluations/step-000000004", found)
+    store_results(asked, {"ood": found})
     before = found["energies"]["sha256"]
-    run.write_json("evaluations/step-000000004/ood.json", found)
 
     def killed(self: Run, key: str, data: bytes) -> None:
         raise KeyboardInterrupt(key)
@@ -176,34 +180,45 @@ def test_a_kill_between_two_files_leaves_every_result_whole_and_belonging_to_its
     monkeypatch.setattr(Run, "write_bytes", killed)
     other = document | {"columns": {**columns, "noise": dict.fromkeys(ood.COLUMNS, np.arange(9.0))}}
     with pytest.raises(KeyboardInterrupt, match="energies"):  # the first thing that is written
-        STUDIES["ood"].store(run, "evaluations/step-000000004", other)
+        store_results(asked, {"ood": other})
     kept = run.read_json("evaluations/step-000000004/ood.json")
     parquet = run.read_bytes(f"evaluations/step-000000004/{kept['energies']['file']}")
     assert kept["energies"]["sha256"] == before == hashlib.sha256(parquet).hexdigest()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("setting", "said"),
     [
-        ({"num_chains": 1}, "at least 2"),
-        ({"chain_steps": 19}, "at least 20"),
-        ({"descent_steps": 19}, "at least 20"),
-        ({"num_images": 1}, "at least 2"),
-        ({"ood_images": 1}, "at least 2"),
-        ({"protocol": "paper"}, "known: strict, paper_code"),
-        ({"cifar100_fault": True}, "needs `protocol` paper_code"),
-        ({"num_actors": 0}, "at least 1"),
+        ("chains.num_chains=1", "chains.num_chains = 1: must lie in 2 to 100000"),
+        ("chains.num_steps=19", "chains.num_steps = 19: must lie in 20 to 1000000"),
+        ("chains.descent_steps=19", "chains.descent_steps = 19: must lie in 20 to 1000000"),
+        ("chains.transition_every=0", "chains.transition_every = 0: must be at least 1, or null"),
+        ("chains.num_steps=many", "chains.num_steps = 'many': must be a whole number"),
+        ("chains.num_step=30", r"unknown setting 'chains.num_step': did you mean chains.num_steps\?"),
+        ("chains=30", "setting 'chains' is a section: set one of chains.num_chains"),
+        ("ood.limit=1", "ood.limit = 1: must be at least 2, or null"),
+        ("ood.protocol=paper", "ood.protocol = 'paper': must be one of strict, paper_code"),
+        ("ood.cifar100_fault=true", "needs ood.protocol=paper_code"),
     ],
 )
-def test_requests_are_checked_before_anything_starts(changes, said):
+def test_settings_of_studies_are_checked_before_anything_starts(setting: str, said: str):
     with pytest.raises(ConfigError, match=said):
-        request(**changes)
+        request(setting)
 
 
-@pytest.mark.parametrize(("metrics", "said"), [((), "known: energy_gap"), (("fit_small",), "unknown")])
-def test_unknown_metrics_are_refused_before_the_run_is_looked_up(tmp_path: Path, metrics, said):
-    with pytest.raises(ConfigError, match=said):
-        evaluate("tiny", request(metrics=metrics), storage=str(tmp_path))
+def test_the_rest_of_a_request_is_checked_as_the_settings_of_a_job_are():
+    for sizes, said in (({"num_images": 1}, "must lie in 2"), ({"num_actors": 0}, "must lie in 1 to 4096, or null")):
+        with pytest.raises(ConfigError, match=said):
+            EvaluationConfig(metrics=METRICS, **sizes)
+    with pytest.raises(ConfigError, match=r"evaluation.metrics = 'fit_small': unknown; .*did you mean fid_small\?"):
+        request(metrics=("fit_small",))
+    with pytest.raises(ConfigError, match=r"setting 'ood.limit=9': ood is not among the metrics that are asked for"):
+        override_studies(request(metrics=("chains",)), ["ood.limit=9"])
+
+
+def test_a_request_for_nothing_is_refused_before_the_run_is_looked_up(tmp_path: Path):
+    with pytest.raises(ConfigError, match="known: energy_gap"):
+        evaluate("tiny", request(metrics=()), storage=str(tmp_path))
 
 
 def test_published_scores_are_named_by_their_count_and_stand_beside_the_papers():

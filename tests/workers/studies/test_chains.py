@@ -143,7 +143,11 @@ def test_conditions_reach_the_chains(quadratic, make_settings):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"variant": "hot"}, "known: test_time"), ({"num_chains": 1}, "2 chains"), ({"num_steps": 19}, "20 steps")],
+    [
+        ({"variant": "hot"}, "known: test_time"),
+        ({"num_chains": 1}, "2 to 100000"),
+        ({"num_steps": 19}, "20 to 1000000"),
+    ],
 )
 def test_what_a_study_cannot_be(quadratic, make_settings, center, options, said):
     with pytest.raises(ConfigError, match=said):

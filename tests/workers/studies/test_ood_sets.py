@@ -240,7 +240,7 @@ def test_a_run_from_a_prepared_set_asks_for_the_files_of_other_sets(tmp_path: Pa
     prepare(digits, str(tmp_path))
     trained = replace(digits, root=str(tmp_path))
     with pytest.raises(
-        ConfigError, match=r"`ood_sets` svhn: not in .*, which holds the prepared digits; say svhn=FOLDER"
+        ConfigError, match=r"ood.sets = svhn: not in .*, which holds the prepared digits; say svhn=FOLDER"
     ):
         image_set("svhn", trained)
     with pytest.raises(DataError, match="holds a prepared set; give the folder that it was made from"):

@@ -15,43 +15,45 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from orchestrator.storage.interface import ObjectMissing
-from orchestrator.storage.run_store import Run
 from workers.studies.chains import NUM_TIMES, Segment
+from workers.studies.study import Folder
 
-FOLDER = "chains-progress"
+PLACE = "chains-progress"
 DIGEST = "sha256"
 
 
 class Progress:
-    """The stored segments of one study below a run's evaluation `folder`."""
+    """The stored segments of one study among the results of a checkpoint."""
 
-    def __init__(self, run: Run, folder: str, key: str) -> None:
-        self._run, self._folder = run, f"{folder}/{FOLDER}/{key}"
+    def __init__(self, folder: Folder, key: str) -> None:
+        self._folder, self._place = folder, f"{PLACE}/{key}"
 
     def load(self, variant: str) -> list[Segment]:
         """The sound segments of a variant from number 0 on, up to the first that is missing or damaged."""
         segments: list[Segment] = []
         while len(segments) <= NUM_TIMES:
+            data = self._folder.read(self._name(variant, len(segments)))
+            if data is None:
+                break
             try:
-                segments.append(_parse(self._run.read_bytes(self._key(variant, len(segments)))))
-            except (ObjectMissing, SafetensorError, KeyError, TypeError, ValueError):
+                segments.append(_parse(data))
+            except (SafetensorError, KeyError, TypeError, ValueError):
                 break
         return segments
 
     def save(self, variant: str, number: int, segment: Segment) -> None:
         """Store a finished segment."""
         tensors = {f.name: getattr(segment, f.name).contiguous() for f in dataclasses.fields(Segment)}
-        self._run.write_bytes(self._key(variant, number), save(tensors, {DIGEST: _digest(tensors)}))
+        self._folder.write(self._name(variant, number), save(tensors, {DIGEST: _digest(tensors)}))
 
-    def _key(self, variant: str, number: int) -> str:
-        return f"{self._folder}/{variant}-{number:02d}.safetensors"
+    def _name(self, variant: str, number: int) -> str:
+        return f"{self._place}/{variant}-{number:02d}.safetensors"
 
 
-def clear(run: Run, folder: str) -> None:
-    """Remove every study's segments below an evaluation folder."""
-    for info in list(run.list(f"{folder}/{FOLDER}/")):
-        run.delete(info.key)
+def clear(folder: Folder) -> None:
+    """Remove every study's segments from among the results of a checkpoint."""
+    for name in folder.names(f"{PLACE}/"):
+        folder.delete(name)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -18,15 +18,16 @@ from ebm_core.data import load
 from ebm_core.errors import CheckpointError, ConfigError, DataError
 from ebm_core.trainer import init_state
 from orchestrator.cli import app
-from orchestrator.evaluation import ood as study_ood
-from orchestrator.evaluation.request import EvaluationRequest
-from orchestrator.evaluation.study import Asked
-from orchestrator.storage.run_store import RunStore
+from orchestrator.evaluation.folder import ResultsFolder
+from orchestrator.settings.job import EvaluationConfig
+from orchestrator.storage.run_store import Run, RunStore
 from orchestrator.terminal.tables import print_table
 from workers.calls import Here
 from workers.evaluator import Evaluator
 from workers.ood import main as scores_again
-from workers.studies import ood, ood_sets
+from workers.studies import ood, ood_sets, ood_study
+from workers.studies.ood_study import OodOptions
+from workers.studies.study import Asked
 
 STEP, FOLDER = 4, "evaluations/step-000000004"
 
@@ -40,10 +41,19 @@ def evaluator(spoil: bool = False) -> Evaluator:
     return Evaluator(model, cfg, load(cfg.data, "train"), load(cfg.data, "test"), "0123456789abcdef")
 
 
-def asked(evaluator: Evaluator, **changes: Any) -> Asked:
-    request = EvaluationRequest(metrics=("ood",), **{"ood_images": 120, **changes})
-    nowhere: Any = None  # the study stores nothing while it measures
-    return Asked(request, Here(evaluator), evaluator.cfg.data, nowhere, "")
+def asked(evaluator: Evaluator, run: Run | None = None, seed: int = 0, **changes: Any) -> Asked[OodOptions]:
+    """run: where the study stores; it stores nothing while it measures."""
+    nowhere: Any = None
+    return Asked(
+        options=OodOptions(**{"limit": 120, **changes}),
+        num_images=2,
+        seed=seed,
+        trained=evaluator.cfg.data,
+        run_name="tiny",
+        step=STEP,
+        folder=nowhere if run is None else ResultsFolder(run, STEP),
+        runner=Here(evaluator),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +64,9 @@ def plain() -> Evaluator:
 @pytest.mark.parametrize("protocol", ood_sets.PROTOCOLS)
 def test_every_score_and_its_origin_can_be_read_from_what_is_stored(plain, tmp_path: Path, capsys, protocol):
     run = RunStore(str(tmp_path)).run("tiny")
-    document = study_ood.measure(asked(plain, protocol=protocol, seed=3))
-    study_ood.store(run, FOLDER, document)
+    part = asked(plain, run, seed=3, protocol=protocol)
+    document = ood_study.measure(part)
+    ood_study.store(part, document)
     name = "ood" if protocol == "strict" else "ood_paper_code"
     assert sorted(info.key for info in run.list()) == [f"{FOLDER}/{name}-energies.parquet", f"{FOLDER}/{name}.png"]
     document = json.loads(json.dumps(document))
@@ -79,7 +90,7 @@ def test_every_score_and_its_origin_can_be_read_from_what_is_stored(plain, tmp_p
 
 
 def test_stored_energies_are_the_models_at_the_images_that_the_rows_name(plain, tmp_path: Path):
-    columns = study_ood.measure(asked(plain, ood_sets=("digits",)))["columns"]
+    columns = ood_study.measure(asked(plain, sets=("digits",)))["columns"]
     for name in ("heldout", "digits"):  # the same images twice
         expected = plain.energies(plain.heldout.fetch(torch.from_numpy(columns[name]["image"])))
         assert np.array_equal(columns[name]["energy"], expected)
@@ -87,9 +98,9 @@ def test_stored_energies_are_the_models_at_the_images_that_the_rows_name(plain, 
 
 
 def test_shards_of_any_order_make_one_result(plain, monkeypatch):
-    whole = study_ood.measure(asked(plain, ood_sets=("interpolation",)))
-    monkeypatch.setattr(study_ood, "OOD_SHARD", 50)
-    parts = study_ood.measure(asked(plain, ood_sets=("interpolation",)))
+    whole = ood_study.measure(asked(plain, sets=("interpolation",)))
+    monkeypatch.setattr(ood_study, "OOD_SHARD", 50)
+    parts = ood_study.measure(asked(plain, sets=("interpolation",)))
     np.testing.assert_allclose(
         whole["columns"]["interpolation"]["energy"], parts["columns"]["interpolation"]["energy"], rtol=1e-5
     )
@@ -103,7 +114,7 @@ def test_the_tables_are_whole_at(plain, width, capsys, monkeypatch):
         "protocol": {"name": "paper_code"}, "dataset": "cifar10", "seed": 0, "num_inside": 10_000
     }  # fmt: skip
     monkeypatch.setattr("orchestrator.terminal.tables.open_console", lambda: Console(width=width, highlight=False))
-    shown = study_ood.tables(document, 20_000)
+    shown = ood_study.tables(document, 20_000)
     for table in shown:
         print_table(table.title, table.columns, table.rows)
     text = capsys.readouterr().out
@@ -126,50 +137,50 @@ def plain_columns(shift: float) -> ood.Columns:
 
 def test_weights_that_are_not_finite_are_one_line():
     with pytest.raises(CheckpointError, match="120 of 120 energies are not finite: use an earlier checkpoint"):
-        study_ood.measure(asked(evaluator(spoil=True)))
+        ood_study.measure(asked(evaluator(spoil=True)))
 
 
 def test_sets_are_refused_before_anything_is_measured(plain, tmp_path: Path):
     for changes, kind, said in (
-        ({"ood_sets": ("noise", "noise")}, ConfigError, "each set once"),
-        ({"ood_sets": ("nothing",)}, ConfigError, "known are"),
+        ({"sets": ("noise", "noise")}, ConfigError, "each set once"),
+        ({"sets": ("nothing",)}, ConfigError, "known are"),
         ({"protocol": "paper_code", "cifar100_fault": True}, ConfigError, "cifar100 must be among the sets"),
-        ({"ood_sets": (f"mine={tmp_path}",)}, DataError, "`ood_sets` mine: .*no images"),
-        ({"ood_sets": ("mine=gone",)}, DataError, "`ood_sets` mine: no folder /.*/gone"),
+        ({"sets": (f"mine={tmp_path}",)}, DataError, "ood.sets = mine: .*no images"),
+        ({"sets": ("mine=gone",)}, DataError, "ood.sets = mine: no folder /.*/gone"),
         (
-            {"ood_sets": (f"svhn={tmp_path}",)},
+            {"sets": (f"svhn={tmp_path}",)},
             DataError,
-            r"`ood_sets` svhn: .*no test_32x32.mat in .*; get the files with",
+            r"ood.sets = svhn: .*no test_32x32.mat in .*; get the files with",
         ),
     ):
         with pytest.raises(kind, match=said):
-            study_ood.describe(asked(plain, **changes))
+            ood_study.describe(asked(plain, **changes))
 
 
 def test_colour_photos_are_seen_in_grey_by_a_grey_model(plain, tmp_path: Path):
     for i in range(3):
         Image.new("RGB", (20, 16), (80 * i, 0, 80 * i)).save(tmp_path / f"{i}.png")
-    document = study_ood.measure(asked(plain, ood_sets=(f"mine={tmp_path}",)))
+    document = ood_study.measure(asked(plain, sets=(f"mine={tmp_path}",)))
     assert document["sets"]["mine"]["num_images"] == 3
     assert document["sets"]["mine"]["value_range"] == [0.5 / 256, 66.5 / 256]  # 160 (0.299 + 0.114)
 
 
 def test_the_faulty_reader_is_shown_beside_the_sound_one(plain, monkeypatch):
     monkeypatch.setattr(ood_sets, "open_source", lambda which: plain.train)
-    request = {"protocol": "paper_code", "cifar100_fault": True, "ood_sets": ("cifar100",)}
-    sets = study_ood.measure(asked(plain, **request))["sets"]
+    request = {"protocol": "paper_code", "cifar100_fault": True, "sets": ("cifar100",)}
+    sets = ood_study.measure(asked(plain, **request))["sets"]
     assert list(sets) == ["cifar100", "cifar100_fault"]
     assert sets["cifar100"]["auroc"] != sets["cifar100_fault"]["auroc"]
 
 
 def test_the_command_names_weights_and_data_and_how_to_score_again(plain, tmp_path: Path, capsys, monkeypatch):
     run = RunStore(str(tmp_path)).run("tiny")
-    document = study_ood.measure(asked(plain))
-    study_ood.store(run, FOLDER, document)
+    document = ood_study.measure(asked(plain))
+    ood_study.store(asked(plain, run), document)
     given = []
 
-    def score(where: str, request: EvaluationRequest, **_: object):
-        given.append((where, request))
+    def score(where: str, request: EvaluationConfig, **_: object):
+        given.append((where, request.studies))
         return run, STEP, {"ood": document}
 
     monkeypatch.setattr("orchestrator.evaluation.evaluate.evaluate", score)
@@ -178,19 +189,15 @@ def test_the_command_names_weights_and_data_and_how_to_score_again(plain, tmp_pa
         "tiny",
         "--metrics",
         "ood",
-        "--ood",
-        "noise",
-        "--protocol",
-        "strict",
-        "--ood-images",
-        "120",
+        "ood.sets=noise",
+        "ood.protocol=strict",
+        "ood.limit=120",
     ]
     monkeypatch.setattr("sys.argv", ["ebm", *arguments])
     with pytest.raises(SystemExit) as end:
         app.main()
     assert not end.value.code
-    (where, request) = given[0]
-    assert (where, request.ood_sets, request.ood_images, request.protocol) == ("tiny", ("noise",), 120, "strict")
+    assert given == [("tiny", {"ood": OodOptions(sets=("noise",), limit=120, protocol="strict")})]
     lines = capsys.readouterr().out.splitlines()
     fingerprint = document["data_fingerprint"][:12]
     assert lines[0] == f"run tiny, step 4, averaged weights 0123456789ab, data digits {fingerprint}"

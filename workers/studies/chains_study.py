@@ -1,19 +1,26 @@
 """Long chains (Fig. 5 to 8) of a stored checkpoint, a variant to an actor, in segments that outlive the driver."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from ebm_core.errors import CheckpointError
-from orchestrator.evaluation.chain_progress import Progress, clear
-from orchestrator.evaluation.request import EvaluationRequest
-from orchestrator.evaluation.study import Asked, Document, Study
-from orchestrator.storage.run_store import Run
-from orchestrator.terminal.tables import Table
+import numpy as np
+from jaxtyping import Float
+
+from ebm_core.config import to_tree
+from ebm_core.errors import CheckpointError, DataError
+from ebm_core.types import Pixels
 from workers.calls import call
 from workers.evaluator import Evaluator
+from workers.generate import shard_condition
 from workers.pictures import curves_png, grids_png, strip_png
-from workers.studies.chains import NUM_TIMES, Plan, Segment
+from workers.studies import chains
+from workers.studies.chain_progress import Progress, clear
+from workers.studies.chains import NUM_TIMES, ChainsOptions, Plan, Segment
+from workers.studies.study import Asked, Document, Study
+from workers.tables import Table
 
 STRIP_CHAINS = 8
 """Chains whose states are drawn from left to right."""
@@ -22,43 +29,79 @@ GRID_CHAINS = 64
 """Chains of the pool that are drawn at its first, middle and last time."""
 
 
-def plan_of(request: EvaluationRequest) -> Plan:
-    """The pool of chains that a request asks for."""
-    return Plan(
-        num_chains=request.num_chains,
-        num_steps=request.chain_steps,
-        descent_steps=request.descent_steps,
-        transition_every=request.transition_every,
-        seed=request.seed,
-    )
+def plan_chains(judge: Evaluator, plan: Plan) -> tuple[tuple[str, ...], str]:
+    """The variants of chains that differ under this run's settings, and a name for what their bits depend on."""
+    told = json.dumps([judge.digest, asdict(plan), to_tree(judge.cfg)], sort_keys=True)
+    return chains.variants(judge.cfg, plan), hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def measure(asked: Asked) -> Document:
+def run_chains(judge: Evaluator, plan: Plan, variant: str, number: int, before: Segment | None = None) -> Segment:
+    """One segment of a pool of long chains from noise, of one of `chains.VARIANTS`."""
+    condition = shard_condition(judge.rows, 0, plan.num_chains)
+    return chains.advance(judge.model, judge.cfg, plan, variant, number, before, condition)
+
+
+def report_chains(
+    judge: Evaluator, plan: Plan, found: Mapping[str, Sequence[Segment]]
+) -> tuple[Document, dict[str, chains.Study]]:
+    """The result of metric chains, ready for JSON, from every variant's segments, and the courses it is made of."""
+    compares = "a pool of chains from noise, run on: with and without augmentation transitions, and noise"
+    courses = {name: chains.study(plan, name, segments) for name, segments in found.items()}
+    real, classify = judge.reference.heldout.images[: plan.num_chains], _classifier(judge)
+    document = {
+        "metric": "chains",
+        **chains.report(courses, judge.reference.frechet, classify),
+        "heldout": {
+            "num_images": len(real),
+            "fid_small": judge.reference.frechet(real),
+            **({} if classify is None else {"class_score": chains.class_score(classify(real))}),
+        },
+        "seed": plan.seed,
+        "transition_every": plan.transition_every or judge.cfg.sampler.transition_every,
+        **judge.provenance(compares),
+    }
+    return document, courses
+
+
+def _classifier(judge: Evaluator) -> Callable[[Pixels], Float[np.ndarray, "n k"]] | None:
+    """Class probabilities by a judge trained on the labels, where the data have any."""
+    try:
+        return judge.reference.class_probabilities if judge.reference.judge else None
+    except DataError:
+        return None
+
+
+def plan_of(asked: Asked[ChainsOptions]) -> Plan:
+    """The pool of chains that is asked for."""
+    return Plan(**asdict(asked.options), seed=asked.seed)
+
+
+def measure(asked: Asked[ChainsOptions]) -> Document:
     """The result of metric chains; its member `studies` holds every variant's states.
 
     What an interrupted study of the same plan and checkpoint has stored is not run again.
     """
-    plan = plan_of(asked.request)
-    variants, key = asked.one(call(Evaluator.plan_chains, plan))
-    progress = Progress(asked.run, asked.folder, key)
+    plan = plan_of(asked)
+    variants, key = asked.one(call(plan_chains, plan))
+    progress = Progress(asked.folder, key)
     segments = {variant: progress.load(variant) for variant in variants}
     try:
         while unfinished := [variant for variant in variants if len(segments[variant]) <= NUM_TIMES]:
             _extend(asked, plan, progress, {variant: segments[variant] for variant in unfinished})
     except CheckpointError:
-        clear(asked.run, asked.folder)  # it would fail again: nothing to go on with
+        clear(asked.folder)  # it would fail again: nothing to go on with
         raise
     light = {
         variant: [replace(one, state=one.state[:0]) for one in segments[variant]] for variant in variants
     }  # fmt: skip
-    document, studies = asked.one(call(Evaluator.report_chains, plan, light))
+    document, studies = asked.one(call(report_chains, plan, light))
     return document | {"studies": studies}
 
 
-def _extend(asked: Asked, plan: Plan, progress: Progress, segments: Mapping[str, list[Segment]]) -> None:
+def _extend(asked: Asked[ChainsOptions], plan: Plan, progress: Progress, segments: Mapping[str, list[Segment]]) -> None:
     """Run the next segment of each variant, store it, and append it."""
     calls = {
-        variant: call(Evaluator.run_chains, plan, variant, len(done), done[-1] if done else None)
+        variant: call(run_chains, plan, variant, len(done), done[-1] if done else None)
         for variant, done in segments.items()
     }
     for variant, segment in asked.runner.run(calls).items():
@@ -66,18 +109,18 @@ def _extend(asked: Asked, plan: Plan, progress: Progress, segments: Mapping[str,
         segments[variant].append(segment)
 
 
-def store(run: Run, folder: str, document: Document) -> None:
+def store(asked: Asked[ChainsOptions], document: Document) -> None:
     """Pictures: curves over steps; of every variant, its first chains from left to right, and the pool's first, middle
     and last state."""
     for name, study in document.pop("studies").items():
         strip = study.states[:, :STRIP_CHAINS].transpose(0, 1)
-        run.write_bytes(f"{folder}/chains-{name}.png", strip_png(strip))
+        asked.folder.write(f"chains-{name}.png", strip_png(strip))
         pool = [study.states[i, :GRID_CHAINS] for i in (0, NUM_TIMES // 2, NUM_TIMES)]
-        run.write_bytes(f"{folder}/chains-{name}-pool.png", grids_png(pool))
+        asked.folder.write(f"chains-{name}-pool.png", grids_png(pool))
     curves = {name: (one["steps"][1:], one["fid_small"][1:]) for name, one in document["variants"].items()}
-    title = f"{document['num_chains']} chains of {run.name} running on"
+    title = f"{document['num_chains']} chains of {asked.run_name} running on"
     label = "fid_small to training images"
-    run.write_bytes(f"{folder}/chains.png", curves_png(curves, title, label, xlabel="Langevin step"))
+    asked.folder.write("chains.png", curves_png(curves, title, label, xlabel="Langevin step"))
 
 
 def tables(document: Mapping[str, Any], step: int) -> list[Table]:
@@ -127,10 +170,10 @@ def _text(value: float | None) -> str:
 
 
 STUDY = Study(
-    check=lambda request, trained: plan_of(request),
-    prepare=lambda asked: asked.one(call(Evaluator.plan_chains, plan_of(asked.request))),
+    options=ChainsOptions,
+    prepare=lambda asked: asked.one(call(plan_chains, plan_of(asked))),
     measure=measure,
     store=store,
     tables=tables,
-    tidy=clear,
+    tidy=lambda asked: clear(asked.folder),
 )
