@@ -1,7 +1,7 @@
 """Time to a quality: processor seconds until a preset's samples are within a distance of the training images.
 
     python -m benchmarks.quality [--preset digits] [--target 2.6] [--every 500] [--budget 600]
-                                 [--trainer ours] [PATH=VALUE ...]
+                                 [--trainer ours] [--further 1000] [PATH=VALUE ...]
 
 The distance is `fid_judge` (docs/results/judges.md) of 500 samples that the averaged model draws from noise by the
 preset's own chain. `--trainer` has others train the same network on the same data (benchmarks/rivals.py). Only training
@@ -97,6 +97,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--trainer", default="ours", choices=list(TRAINERS), help="who makes the steps")
     parser.add_argument("--budget", type=float, default=600.0, help="processor seconds of training at most")
     given = parser.parse_args(words)
+    parser.add_argument("--further", type=int, help="look once more, after so many further steps of the chain")
     torch.set_num_threads(1)
     try:
         job = override(job_preset(given.preset), given.settings)
@@ -105,6 +106,10 @@ def main(words: list[str] | None = None) -> int:
     except EbmError as error:
         print(f"quality: {error}", file=sys.stderr)
         return 2
+    if given.further:
+        longer = override(job, [f"sampler.generate_steps={job.sampler.generate_steps + given.further}"])
+        last = looks[-1]
+        print(f"after {given.further} further steps: {look(trainer.ema, last.step, longer, last.seconds).line()}")
     print(table_row(looks[-1], job))
     return 0 if looks[-1].distance <= given.target else 1
 

@@ -47,11 +47,11 @@ def digits() -> TrainConfig:
         loss=LossConfig(cd_weight=40.0, flow_weight=0.25, kl_weight=0.0, entropy_weight=0.0, l2_weight=0.0),
         warmup=WarmupConfig(num_steps=6000, speed=2.0),
         buffer=BufferConfig(
-            kind="persistent", capacity=512, restart_fraction=0.05, restart_steps=50, data_fraction=0.5
+            kind="persistent", capacity=512, restart_fraction=0.01, restart_steps=50, data_fraction=0.5
         ),
         augment=AugmentConfig(enabled=False),
-        optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.99), ema_decay=0.995, lr_rise_steps=50, lr_fall_steps=1000),
-        train=LoopConfig(num_steps=6500, batch_size=64),
+        optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.99), ema_decay=0.995, lr_rise_steps=50, lr_fall_steps=1500),
+        train=LoopConfig(num_steps=7000, batch_size=64),
     )
 
 
