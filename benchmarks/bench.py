@@ -30,7 +30,7 @@ from ebm_core.config import BufferConfig, EngineConfig, TrainConfig
 from ebm_core.fast.augment import load_native
 from ebm_core.fast.engine import keep_freed_memory
 from ebm_core.presets import cifar10, digits_paper
-from ebm_core.profile import NETWORK, Clock, clocked, convolution_ceiling, langevin_flops
+from ebm_core.profile import NETWORK, convolution_ceiling, langevin_flops, timed_parts
 from ebm_core.rng import Shards, stream
 from ebm_core.sampler import chain, langevin_step
 from ebm_core.trainer import TrainState, init_state, train_step
@@ -120,22 +120,18 @@ def langevin_and_steps(rounds: int) -> Iterator[Row]:
 
         no_kl = dataclasses.replace(cfg, loss=dataclasses.replace(cfg.loss, kl_weight=0.0, entropy_weight=0.0))
         state_off = init_state(no_kl)
-        clock = Clock(state.device)
-        parts: list[dict[str, float]] = []
 
-        def timed(state: TrainState = state, cfg: TrainConfig = cfg) -> None:
-            clock.seconds = {}
-            with clocked(state, clock), clock.part("other"):
-                train_step(state, x, cfg)
-            parts.append(clock.seconds)
+        def ours_step(state: TrainState = state, cfg: TrainConfig = cfg) -> None:
+            train_step(state, x, cfg)
 
         plain, ours, off = medians(
-            rounds, lambda: trainer.step(x), timed, lambda s=state_off, c=no_kl: train_step(s, x, c)
+            rounds, lambda: trainer.step(x), ours_step, lambda s=state_off, c=no_kl: train_step(s, x, c)
         )
+        parts = timed_parts(ours_step, rounds, state.device)
         target = {"float32 compiled": 1.8, "bfloat16 compiled": 2.9}.get(name)
         note = f"{plain:.2f} and {ours:.2f} s; first step {first:.0f} s"
         yield Row(f"whole step, {name}", plain / ours, target, note=note)
-        outside = statistics.median(1 - sum(p[k] for k in NETWORK) / sum(p.values()) for p in parts[1:])
+        outside = statistics.median(1 - sum(p[k] for k in NETWORK) / sum(p.values()) for p in parts)
         yield Row(f"share outside the network, {name}", outside, 0.03, at_most=True)
         yield Row(f"KL terms on against off, {name}", ours / off, 1.10, at_most=True)
 

@@ -172,8 +172,8 @@ def pretended_step(loop: worker.Loop, state: TrainState) -> None:
     loop.news()
 
 
-TERMS = {"loss", "cd", "opt", "entropy", "l2", "energy_data", "energy_neg", "energy_gap", "grad_norm"} | {
-    "clamped_fraction", "buffer_fill", "buffer_age", "running_gap",
+TERMS = {"loss", "energy_data", "energy_neg", "energy_gap", "grad_norm"} | {
+    "loss/cd", "loss/opt", "loss/entropy", "loss/l2", "clamped_fraction", "buffer_fill", "buffer_age", "running_gap",
 }  # fmt: skip
 """Columns that a real step has."""
 

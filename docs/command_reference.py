@@ -68,8 +68,8 @@ USE: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "sweep": (
-        "The paper's grids by name, or a preset with values to try. The same command after a stop runs only what is "
-        "missing. `--dry-run` says beforehand how many trials there are and how long they may take.",
+        "Give a grid of the paper by name, or a preset with several values for a setting. After a stop, the "
+        "repeated command runs only the missing trials. `--dry-run` prints their number and about how long they take.",
         (),
     ),
     "report": (

@@ -1,7 +1,7 @@
 """Stores of past samples that chains start from (Section 2.5): uint8, on the device, vectorised, in whole shards.
 
-A shard keeps its own slots and its own count of samples ever offered; a worker owns whole shards, so a change of
-world size moves them without mixing. Every operation costs the same whatever the capacity.
+A batch shard (here: shard) keeps its own slots and count of samples ever offered; a worker owns whole shards, so a
+change of world size moves them without mixing. Every operation costs the same whatever the capacity.
 """
 
 from abc import ABC, abstractmethod

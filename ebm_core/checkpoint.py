@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ebm_core.config import TrainConfig, from_tree, to_tree
 from ebm_core.data import num_conditions
-from ebm_core.errors import CheckpointError
+from ebm_core.errors import CheckpointError, first_line
 from ebm_core.fast.engine import prepare
 from ebm_core.manifest import Manifest, describe, manifest_bytes, verify
 from ebm_core.models import EnergyModel, build_energy
@@ -32,12 +32,12 @@ MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimize
 
 
 def shard_file(shard: int) -> str:
-    """Name of the file that holds a buffer shard."""
+    """Name of the buffer file: the past samples of one batch shard."""
     return f"buffer-shard-{shard:04d}.safetensors"
 
 
 def own_files(state: TrainState) -> set[str]:
-    """Names of the files that `load` reads into this state: what all workers share, and its own shards."""
+    """Names of the files that `load` reads into this state: what all workers share, and its own buffer files."""
     return {MODEL, EMA, OPTIMIZER, STATE, *map(shard_file, state.shards)}
 
 
@@ -60,7 +60,7 @@ def write_shared(state: TrainState, cfg: TrainConfig, folder: Path) -> list[str]
 
 
 def write_shards(state: TrainState, folder: Path) -> list[str]:
-    """Write this worker's buffer shards; returns the names of the files."""
+    """Write this worker's buffer files, one for each of its batch shards; returns their names."""
     for shard in state.shards:
         save_file(state.buffer.shard_state(shard), folder / shard_file(shard))
     return [shard_file(shard) for shard in state.shards]
@@ -136,8 +136,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as why:  # of a hostile header torch says what it happens to meet, with its own stack in C++
-        reason = (str(why).splitlines() or [type(why).__name__])[0]
-        raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {reason:.200}") from None
+        raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {first_line(why):.200}") from None
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ ranges, `TrainConfig` checks what must agree between sections.
 import dataclasses
 import math
 import os
-import re
 import types
 import typing
 from collections.abc import Mapping
@@ -15,20 +14,25 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ebm_core.errors import ConfigError
+from ebm_core.places import parse_s3
 
 T = TypeVar("T")
-
-S3_PLACE = re.compile(
-    r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])(/(?P<prefix>[A-Za-z0-9_-][A-Za-z0-9._/-]*?))?/?"
-    r"(\?endpoint_url=(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?)/?)?"
-)
-"""What a prepared set on an S3 server is called."""
 
 
 def require(condition: bool, what: str, value: object, remedy: str) -> None:
     """Stop a wrong setting at the door: one line with the path, the value and what to do."""
     if not condition:
         raise ConfigError(f"{what} = {value!r}: {remedy}")
+
+
+def _require_s3(root: str) -> None:
+    try:
+        parse_s3(root)
+    except ConfigError:  # the value is not repeated: it may hold a password
+        raise ConfigError(
+            "data.root: must name a folder or s3://BUCKET/PREFIX[?endpoint_url=http://HOST:PORT], without user or "
+            "password; credentials come from the environment"
+        ) from None
 
 
 def require_finite(section: object, prefix: str) -> None:
@@ -70,11 +74,8 @@ class DataConfig:
         require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all")
         require("\0" not in self.root and self.root != "", "data.root", self.root, "must name a folder")
         object.__setattr__(self, "root", os.path.expanduser(self.root))  # ~ may be another folder on another node
-        if "://" in self.root and not S3_PLACE.fullmatch(self.root):  # not repeated: it may hold a password
-            raise ConfigError(
-                "data.root: must name a folder or s3://BUCKET/PREFIX[?endpoint_url=http://HOST:PORT], without user or "
-                "password; credentials come from the environment"
-            )
+        if "://" in self.root:
+            _require_s3(self.root)
         if self.attributes and self.condition != "attributes":
             raise ConfigError(f"data.attributes = {self.attributes!r}: needs data.condition=attributes")
 

@@ -1,4 +1,10 @@
-"""What can go wrong, one class per kind of remedy. Each survives a trip between processes (pickling)."""
+"""What can go wrong, one class per kind of remedy, and how an error is told in one line.
+
+Each class survives a trip between processes (pickling).
+"""
+
+import difflib
+from collections.abc import Iterable
 
 
 class EbmError(Exception):
@@ -29,3 +35,21 @@ class DivergenceError(EbmError):
             f"diverged at step {self.step}: {self.quantity} = {self.energy_gap:.3g}, limit {self.limit:g}; "
             "lower optimizer.lr, raise loss.kl_weight, or raise loss.l2_weight"
         )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not blank; the name of its class where there is none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def kind_and_line(error: BaseException) -> str:
+    """`ValueError: its first line`, for an error whose text does not say what it is; its class alone without a text."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`; did you mean X?` of the known name that is nearest; empty if none is near (a likeness of 0 to 1)."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""

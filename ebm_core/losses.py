@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from ebm_core.config import LossConfig
+from ebm_core.parts import part
 from ebm_core.types import Energies, Energy, Samples, Scalar
 
 
@@ -91,7 +92,8 @@ def improved_cd_loss(
     if cfg.kl_weight:
         terms["opt"] = cfg.kl_weight * energy_opt[: cfg.opt_samples].mean()  # Eq. 6
     if cfg.entropy_weight and past is not None:
-        terms["entropy"] = -cfg.entropy_weight * nearest_neighbor_entropy(x_neg, past)  # Eq. 7, maximised
+        with part("L_ent"):
+            terms["entropy"] = -cfg.entropy_weight * nearest_neighbor_entropy(x_neg, past)  # Eq. 7, maximised
     if cfg.l2_weight:
         terms["l2"] = cfg.l2_weight * energy_l2(energy_data, energy_neg)  # Section 3.1
     return Loss(torch.stack(list(terms.values())).sum(), terms, energy_data.detach(), energy_neg.detach())

@@ -1,17 +1,17 @@
-"""Where the time of a training step goes: the real `train_step`, with a clock around its parts."""
+"""Where the time of a training step goes: `train_step` under PyTorch's profiler, by the names of its parts."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from bisect import bisect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from ebm_core import losses, trainer
 from ebm_core.config import TrainConfig
 from ebm_core.data import labelled_batches, load
 from ebm_core.fast.engine import frozen_twin
@@ -19,25 +19,27 @@ from ebm_core.trainer import TrainState, init_state, train_step
 
 PARTS = {
     "sampling": "Langevin steps, each a forward pass and an input gradient",
-    "forwards": "energies of data and negatives",
-    "backward": "gradients in theta, and of L_opt in the negatives",
+    "forwards": "energies of data and samples; the flow term",
+    "backward": "gradients in theta, and of L_opt in the samples",
     "KL": "gradient of L_KL in theta, through the last Langevin step",
-    "buffer": "draw from and insert into the replay buffer, chain starts",
+    "buffer": "chain starts: draw from and insert into the buffer",
     "augmentation": "data augmentation transitions of past samples",
     "L_ent": "past samples of Eq. 7 and the nearest among them",
     "optimizer": "gradient norm, Adam",
     "EMA": "average of the parameters",
     "data wait": "the next batch of images",
     "communication": "average of gradients over the workers",
-    "other": "metrics, stability monitor, effective weights of the frozen energy",
+    "other": "logged numbers, stability monitor, effective weights of the frozen energy",
 }
+STEP = "step"
+"""What a whole step is recorded as."""
 NETWORK = ("sampling", "forwards", "backward", "KL")
 """The parts that are network passes; all others should vanish beside them."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepProfile:
-    """Median seconds of each part of a step, and the arithmetic behind the network passes."""
+    """Seconds of each part of the median step, and the arithmetic behind the network passes."""
 
     seconds: dict[str, float]
     step_seconds: float
@@ -64,60 +66,8 @@ class StepProfile:
         return (self.first_step_seconds + (num_steps - 1) * self.step_seconds) / 3600
 
 
-@dataclass(slots=True)
-class _Part:
-    """A part that runs: since when, and how much of it inner parts took."""
-
-    name: str
-    start: float
-    inner: float = 0.0
-
-
-class Clock:
-    """Sums the time inside wrapped functions; what an inner one takes is not counted for the outer one."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
-        self._open: list[_Part] = []
-        self._device = device
-
-    def now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        begin = self.now()
-        self._open.append(_Part(name, begin))
-        try:
-            yield
-        finally:
-            end, part = self.now(), self._open.pop()
-            self._add(part.name, end - part.start - part.inner)
-            if self._open:
-                self._open[-1].inner += end - begin
-
-    def rename(self, name: str, new: str) -> None:
-        """What is left of the innermost part counts as `new`, if that part is `name`."""
-        if self._open and self._open[-1].name == name:
-            now, part = self.now(), self._open[-1]
-            self._add(name, now - part.start - part.inner)
-            self._open[-1] = _Part(new, now)
-
-    def _add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return function(*args, **kwargs)
-
-        return call
-
-
 def profile_step(cfg: TrainConfig, num_steps: int = 5) -> StepProfile:
-    """Train two steps to warm up, then time `num_steps` steps of the real data; medians. DataError without data."""
+    """Train two steps to warm up, then time `num_steps` of the real data and take the median one. DataError without."""
     state = init_state(cfg)
     images = load(cfg.data, "train")
     batches = labelled_batches(
@@ -129,60 +79,85 @@ def profile_step(cfg: TrainConfig, num_steps: int = 5) -> StepProfile:
         shards=state.shards,
         device=state.device,
     )
-    steps: list[dict[str, float]] = []
-    clock = Clock(state.device)
-    with clocked(state, clock):
-        for _ in range(num_steps + 2):
-            clock.seconds = {}
-            with clock.part("other"):
-                with clock.part("data wait"):
-                    x_data, condition = next(batches)
-                train_step(state, x_data, cfg, condition=condition)
-            steps.append(clock.seconds)
-    totals = [sum(step.values()) for step in steps]
-    typical = steps[2:]
-    seconds = {part: _median([step.get(part, 0.0) for step in typical]) for part in PARTS}
+
+    def step() -> None:
+        with record_function("data wait"):
+            x_data, condition = next(batches)
+        train_step(state, x_data, cfg, condition=condition)
+
+    start = _now(state.device)
+    step()
+    first = _now(state.device) - start
+    step()
+    by_length = sorted(timed_parts(step, num_steps, state.device), key=lambda parts: sum(parts.values()))
+    seconds = by_length[num_steps // 2]
     chain_seconds = seconds["sampling"] / cfg.sampler.num_steps
     return StepProfile(
         seconds=seconds,
-        step_seconds=_median(totals[2:]),
-        first_step_seconds=totals[0],
+        step_seconds=sum(seconds.values()),
+        first_step_seconds=first,
         langevin_flops=langevin_flops(state, cfg),
         langevin_seconds=chain_seconds,
         ceiling_flops=convolution_ceiling(state.device, cfg.engine.precision),
     )
 
 
-@contextmanager
-def clocked(state: TrainState, clock: Clock) -> Iterator[None]:
-    """Time the names that `train_step` calls; the step itself is the one that training runs."""
-    names = {
-        "improved_cd_loss": "forwards",
-        "chain_starts": "buffer",
-        "augment": "augmentation",
-        "past_samples": "L_ent",
-        "_clip": "optimizer",
-        "_sync": "communication",
-        "ema_update": "EMA",
-    }
+def timed_parts(step: Callable[[], object], num_steps: int, device: torch.device) -> list[dict[str, float]]:
+    """Run `step` under PyTorch's profiler: for each of `num_steps` times the seconds of PARTS, which add up to it."""
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
+        for _ in range(num_steps):
+            with record_function(STEP):
+                step()
+                if on_gpu:
+                    torch.cuda.synchronize(device)
+    return parts_of(profiler.events() or [])
 
-    def negatives(*args: Any, **kwargs: Any) -> torch.Tensor:
-        x_neg = sample_negatives(*args, **kwargs)
-        if x_neg.requires_grad:  # once their gradient is there, only L_KL's way into theta is left
-            x_neg.register_hook(lambda _: clock.rename("backward", "KL"))
-        return x_neg
 
-    with ExitStack() as stack:
-        sample_negatives = clock.timed("sampling", trainer.sample_negatives)
-        stack.enter_context(patch.object(trainer, "sample_negatives", negatives))
-        for name, part in names.items():
-            stack.enter_context(patch.object(trainer, name, clock.timed(part, getattr(trainer, name))))
-        entropy = clock.timed("L_ent", losses.nearest_neighbor_entropy)
-        stack.enter_context(patch.object(losses, "nearest_neighbor_entropy", entropy))
-        stack.enter_context(patch.object(torch.Tensor, "backward", clock.timed("backward", torch.Tensor.backward)))
-        stack.enter_context(patch.object(state.optimizer, "step", clock.timed("optimizer", state.optimizer.step)))
-        stack.enter_context(patch.object(state.buffer, "add", clock.timed("buffer", state.buffer.add)))
-        yield
+def parts_of(events: Iterable[Any]) -> list[dict[str, float]]:
+    """Seconds of PARTS in each recorded step, from the profiler's events (its times are in microseconds).
+
+    What an inner part takes is not counted for the outer one. Where kernels ran on a GPU, a part has the seconds of the
+    kernels that it launched, and `other` the rest of the step.
+    """
+    on_cpu = sorted((e for e in events if e.device_type.name == "CPU"), key=lambda e: e.time_range.start)
+    marks = [event for event in on_cpu if event.is_user_annotation and event.name in PARTS]
+    found = []
+    for step in (event.time_range for event in on_cpu if event.is_user_annotation and event.name == STEP):
+        turns = _turns(step, [mark for mark in marks if step.start <= mark.time_range.start < step.end])
+        seconds = dict.fromkeys(PARTS, 0.0)
+        launches = [event for event in on_cpu if event.kernels and step.start <= event.time_range.start < step.end]
+        for event in launches:
+            _, part = turns[bisect(turns, event.time_range.start, key=lambda turn: turn[0]) - 1]
+            seconds[part] += 1e-6 * sum(kernel.duration for kernel in event.kernels)
+        if launches:
+            seconds["other"] += max(0.0, 1e-6 * (step.end - step.start) - sum(seconds.values()))
+        else:
+            for (start, part), (end, _) in pairwise([*turns, (step.end, "")]):
+                seconds[part] += 1e-6 * (end - start)
+        found.append(seconds)
+    return found
+
+
+def _turns(step: Any, marks: list[Any]) -> list[tuple[float, str]]:
+    """(since when, the innermost part) through a step. A mark `KL` turns what is left of a backward pass into it."""
+    turns, open_parts = [(step.start, "other")], [(step.end, "other")]
+
+    def close(until: float) -> None:
+        while len(open_parts) > 1 and open_parts[-1][0] <= until:
+            end, _ = open_parts.pop()
+            turns.append((end, open_parts[-1][1]))
+
+    for mark in marks:
+        start, end = mark.time_range.start, mark.time_range.end
+        close(start)
+        if mark.name == "KL" and open_parts[-1][1] == "backward":
+            open_parts[-1] = (open_parts[-1][0], "KL")
+        elif mark.name != "KL":
+            open_parts.append((end, mark.name))
+        turns.append((start, open_parts[-1][1]))
+    close(step.end)
+    return turns
 
 
 def langevin_flops(state: TrainState, cfg: TrainConfig) -> int:
@@ -206,15 +181,18 @@ def convolution_ceiling(device: torch.device, precision: str, rounds: int = 7) -
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     x = torch.randn(16, 64, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
     weight = torch.randn(64, 64, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
-    clock, times = Clock(device), []
+    times = []
     with torch.no_grad():
         for _ in range(rounds + 2):
-            start = clock.now()
+            start = _now(device)
             for _ in range(4):
                 F.conv2d(x, weight, padding=1)
-            times.append((clock.now() - start) / 4)
+            times.append((_now(device) - start) / 4)
     return 2 * 16 * 32 * 32 * 9 * 64 * 64 / min(times)
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

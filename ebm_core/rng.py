@@ -1,6 +1,6 @@
 """Streams of randomness keyed by (seed, step, purpose, shard): a step's draws depend on nothing that ran before it.
 
-A batch of B samples is divided over V virtual shards; shard v holds the global samples floor(v B / V) to
+A batch of B samples is divided over V batch shards (here: shards); shard v holds the global samples floor(v B / V) to
 floor((v + 1) B / V). Each shard has its own stream, so what a sample sees depends on its global index and never on the
 rank that happens to compute it: resuming at a step needs the step's number alone.
 """
@@ -19,7 +19,7 @@ from ebm_core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """The contiguous virtual shards `first` to `first + count - 1`, of `total`, that one worker owns."""
+    """The contiguous batch shards `first` to `first + count - 1`, of `total`, that one worker owns."""
 
     total: int = 1
     first: int = 0

@@ -20,6 +20,7 @@ from ebm_core.fast.engine import Engine, prepare, resolve_device
 from ebm_core.losses import Loss, improved_cd_loss
 from ebm_core.models import EnergyModel, build_energy
 from ebm_core.monitor import StabilityMonitor
+from ebm_core.parts import part
 from ebm_core.rng import Shards, ShardStreams, stream, streams, uniform
 from ebm_core.sampler import chain, sample_negatives
 from ebm_core.types import Samples, Scalar
@@ -29,7 +30,7 @@ FIRST_SAMPLES = 1024
 """Samples over all workers with which contrastive divergence begins after a warm start."""
 
 SyncGradients = Callable[[list[Tensor]], None]
-"""Averages each tensor over the workers, in place. One call a step: the gradients, and the step's metrics."""
+"""Averages each tensor over the workers, in place. One call a step: the gradients, and the step's numbers."""
 
 
 @dataclass
@@ -76,8 +77,11 @@ def train_step(
 ) -> dict[str, float]:
     """Draw, augment, sample, loss, backward, sync, step, average, insert; moves `state` in place.
 
+    Its parts have names (`profile.PARTS`) for whoever runs it under torch.profiler.
+
     x_data: this worker's part (b c h w) of the global batch, in [0, 1]; condition: (b k) for a conditional energy.
-    Returns the step's metrics, averaged over workers. Raises DivergenceError, with the state as it then is.
+    Returns the step's numbers, averaged over workers, with each weighted term of the loss as `loss/<term>`. Raises
+    DivergenceError, with the state as it then is.
     The first `warmup.num_steps` steps match flows instead (`warmup.py`): they have neither chains nor a buffer.
     """
     _check_batch(state, x_data, cfg)
@@ -85,21 +89,28 @@ def train_step(
     state.model.refresh()
     state.engine.refresh()
     if state.step <= cfg.warmup.num_steps:
-        flow = flow_term(state, x_data, cfg, condition)
+        with part("forwards"):
+            flow = flow_term(state, x_data, cfg, condition)
         metrics = _descend(state, flow, {"flow": flow}, {}, cfg, sync_gradients)
         state.monitor.require_finite(state.step, {"loss": metrics["loss"], "gradient norm": metrics["grad_norm"]})
         return metrics
     if state.step == cfg.warmup.num_steps + 1:
         state.optimizer.state.clear()  # moments of another loss, of gradients of another size
-    x_init, condition_neg, slots = chain_starts(state, x_data, cfg, condition)
+    with part("buffer"):
+        x_init, condition_neg, slots = chain_starts(state, x_data, cfg, condition)
     energy, frozen = state.engine.chain_energies(condition_neg, cfg.sampler.backprop)
     rng = step_streams(state, "chain", cfg)
     needs_graph = bool(cfg.loss.kl_weight or cfg.loss.entropy_weight)
-    x_neg = sample_negatives(energy, x_init, cfg.sampler, rng, differentiable=needs_graph, frozen=frozen)
-    past = past_samples(state, cfg)
-    loss = improved_cd_loss(state.engine.energy, x_data, x_neg, past, cfg.loss, condition, condition_neg)
-    if cfg.loss.flow_weight:
-        loss = loss.plus("flow", cfg.loss.flow_weight * flow_term(state, x_data, cfg, condition))
+    with part("sampling"):
+        x_neg = sample_negatives(energy, x_init, cfg.sampler, rng, differentiable=needs_graph, frozen=frozen)
+    if x_neg.requires_grad:
+        x_neg.register_hook(_mark_kl)
+    with part("L_ent"):
+        past = past_samples(state, cfg)
+    with part("forwards"):
+        loss = improved_cd_loss(state.engine.energy, x_data, x_neg, past, cfg.loss, condition, condition_neg)
+        if cfg.loss.flow_weight:
+            loss = loss.plus("flow", cfg.loss.flow_weight * flow_term(state, x_data, cfg, condition))
 
     metrics = _descend(state, loss.total, loss.terms, _chain_metrics(loss, x_neg), cfg, sync_gradients)
     insert(state, x_neg, slots, cfg, condition_neg)
@@ -125,14 +136,25 @@ def _descend(
     parameters, settings = list(state.model.parameters()), optimizer_settings(state.step, cfg)
     norms = _term_norms(terms, parameters) if _every(cfg.train.grad_norms_every, state.step) else {}
     state.optimizer.zero_grad()
-    total.backward(inputs=parameters)
-    metrics = _floats({"loss": total, **terms, **watched}) | norms
-    _sync(sync, parameters, metrics)
-    metrics["grad_norm"] = _clip(parameters, settings.grad_clip)
-    state.optimizer.param_groups[0].update(lr=settings.lr, betas=settings.betas)
-    state.optimizer.step()
-    ema_update(state.ema, state.model, settings.ema_decay)
+    with part("backward"):
+        total.backward(inputs=parameters)
+    weighted = {f"loss/{name}": term for name, term in terms.items()}
+    metrics = _floats({"loss": total, **weighted, **watched}) | norms
+    with part("communication"):
+        _sync(sync, parameters, metrics)
+    with part("optimizer"):
+        metrics["grad_norm"] = _clip(parameters, settings.grad_clip)
+        state.optimizer.param_groups[0].update(lr=settings.lr, betas=settings.betas)
+        state.optimizer.step()
+    with part("EMA"):
+        ema_update(state.ema, state.model, settings.ema_decay)
     return metrics | {"lr": settings.lr}
+
+
+def _mark_kl(_: Tensor | None) -> None:
+    """Tells a profiler when the samples have their gradient: the rest of the backward pass is L_KL's way to theta."""
+    with part("KL"):
+        pass
 
 
 def flow_term(state: TrainState, x_data: Samples, cfg: TrainConfig, condition: Tensor | None) -> Scalar:
@@ -173,7 +195,8 @@ def chain_starts(
     slots = state.buffer.draw_slots(count, step_streams(state, "draw", cfg))
     levels, condition_past = state.buffer.read(slots)
     x_past = dequantize(levels, step_streams(state, "dither-past", cfg) if cfg.data.dither else None)
-    x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg), state.engine.transition)
+    with part("augmentation"):
+        x_past = augment(x_past, cfg.augment, step_streams(state, "augment", cfg), state.engine.transition)
     x_init = torch.where(anew.view(-1, 1, 1, 1), fresh, x_past)
     if condition is None or cfg.buffer.conditions == "data":
         return x_init, condition, slots
@@ -197,7 +220,8 @@ def insert(state: TrainState, x_neg: Samples, slots: Tensor | None, cfg: TrainCo
         )
         x_neg, condition = x_neg[rows], None if condition is None else condition[rows]
         slots = None if slots is None else slots[rows]
-    state.buffer.add(x_neg.detach(), rng, condition=condition, step=state.step, slots=slots)
+    with part("buffer"):
+        state.buffer.add(x_neg.detach(), rng, condition=condition, step=state.step, slots=slots)
 
 
 def burnt_in(state: TrainState, noise: Samples, restart: Tensor, cfg: TrainConfig, condition: Tensor | None) -> Samples:
@@ -273,7 +297,7 @@ def _term_norms(terms: dict[str, Scalar], parameters: list[torch.nn.Parameter]) 
 def _sync(
     sync_gradients: SyncGradients | None, parameters: list[torch.nn.Parameter], metrics: dict[str, float]
 ) -> None:
-    """Average gradients and metrics over workers in place, so that every rank sees, and stops at, the same numbers."""
+    """Average gradients and the step's numbers over workers, in place: every rank sees, and stops at, the same ones."""
     if sync_gradients is None:
         return
     numbers = torch.tensor(list(metrics.values()), dtype=torch.float64, device=parameters[0].device)

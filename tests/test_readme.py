@@ -16,7 +16,7 @@ def test_the_library_example_runs_as_written():
     exec(compile(example, "README.md", "exec"), names)
     assert names["state"].step == 24  # one pass over the 1,500 training digits in batches of 64
     assert names["images"].shape == (64, 1, 8, 8)
-    assert names["terms"].keys() >= {"flow", "grad_norm", "lr"}  # the warm start's steps
+    assert names["terms"].keys() >= {"loss/flow", "grad_norm", "lr"}  # the warm start's steps
     assert bool(torch.isfinite(names["images"]).all())
 
 

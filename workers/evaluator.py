@@ -25,6 +25,7 @@ from workers.features.weights import Weights
 from workers.generate import BATCH_SIZE, SHARD_SIZE, generate_images, shard_condition
 from workers.metrics.feature_metrics import FIELD_IMAGES, notes
 from workers.metrics.metric import Accumulator
+from workers.metrics.published import PUBLISHED
 from workers.metrics.reference import NUM_REAL, Reference, Shard
 from workers.metrics.registry import find_metric
 from workers.pictures import grid_png
@@ -33,12 +34,6 @@ from workers.scoring import Plan, RealSet, make_plan
 T = TypeVar("T")
 
 ENERGY_BATCH = 256
-
-PUBLISHED = {
-    "fid": {"value": 35.4, "where": "Table 1"},
-    "inception_score": {"value": 7.58, "where": "Table 1; Table 2 has 7.48 for the same model"},
-}
-"""What the paper reports for its own unconditional CIFAR-10 model; it does not say for how many images."""
 
 
 class Evaluator:

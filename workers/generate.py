@@ -1,4 +1,4 @@
-"""Samples of a trained energy in shards of fixed size: a shard's bits depend on its number, never on who computes it.
+"""Samples of a trained energy in image shards of fixed size; their bits depend on their number, not on who computes.
 
 A shard is what one worker scores at a time. It is drawn in batches of fixed size, each from a stream of its own: a
 small evaluation draws the batches that it needs, a large one fits into memory. A batch is always drawn whole, since its
@@ -21,7 +21,7 @@ from ebm_core.sampler import generate
 from ebm_core.types import Pixels
 
 SHARD_SIZE = 500
-"""Images in a shard."""
+"""Images in an image shard (here: shard)."""
 
 BATCH_SIZE = 100
 """Images drawn together; divides SHARD_SIZE."""

@@ -1,11 +1,11 @@
 """Data sets by name: load one, see whether its files are there, get them, and turn labels into conditions."""
 
-import difflib
 import http.client
 import tarfile
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,53 +21,65 @@ from ebm_core.data.dataset import Dataset, limited
 from ebm_core.data.objects import OBJECT_ATTRIBUTES, OBJECT_CLASSES, objects
 from ebm_core.data.prepared import is_prepared, prepared, read_manifest
 from ebm_core.data.vision import torchvision
-from ebm_core.errors import ConfigError, DataError
+from ebm_core.errors import ConfigError, DataError, did_you_mean
 from ebm_core.presets import PRESETS
 
-DATASETS: dict[str, Callable[[DataConfig, str], Dataset]] = {
-    "digits": small.digits,
-    "mnist": small.mnist,
-    "fashion_mnist": small.fashion_mnist,
-    "cifar10": small.cifar10,
-    "cifar100": small.cifar100,
-    "svhn": small.svhn,
-    "textures": folders.textures,
-    "celeba_hq": folders.celeba_hq,
-    "lsun_bedroom": lsun.lsun_bedroom,
-    "image_folder": folders.image_folder,
-    "objects": objects,
-}
-"""Name -> builder(cfg, split). `load` is the way in."""
 
-CHECKS: dict[str, Callable[[DataConfig], Any]] = {
-    "mnist": small.check_idx,
-    "fashion_mnist": small.check_idx,
-    "cifar10": small.check_cifar,
-    "cifar100": small.check_cifar,
-    "svhn": small.check_svhn,
-    "textures": folders.check_textures,
-    "celeba_hq": folders.check_celeba_hq,
-    "lsun_bedroom": lsun.check_lsun,
-    "image_folder": lambda cfg: folders.list_images(cfg, folders.require_folder(cfg)),
-}
-"""What looks for a set's files without reading them; a set that needs none is not here."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set: how it is read, and what is known of it without reading."""
 
-NUM_CLASSES = {
-    "digits": 10,
-    "mnist": 10,
-    "fashion_mnist": 10,
-    "cifar10": 10,
-    "cifar100": 100,
-    "svhn": 10,
-    "textures": 47,
-    "celeba_hq": 0,
-    "lsun_bedroom": 0,
-    "objects": len(OBJECT_CLASSES),
-}
-"""Classes as published, known without files. An image folder's are its sub-folders."""
+    build: Callable[[DataConfig, str], Dataset]
+    """Reads the split `train` or `test`."""
+    check: Callable[[DataConfig], Any] | None = None
+    """Looks for its files without reading them; None: it needs none."""
+    num_classes: int | None = None
+    """Classes as published; None: known from the files alone."""
+    attributes: tuple[str, ...] = ()
+    """Names of its attributes, in the order of the columns."""
+    torchvision: str | None = None
+    """The class that fetches its files."""
+    splits: tuple[str, ...] = ()
+    """Splits that torchvision fetches one by one; empty: all at once."""
+    elsewhere: str = ""
+    """Where to find what torchvision does not fetch, with {root} for the folder to unpack it in."""
 
-ATTRIBUTES = {"celeba_hq": folders.CELEBA_ATTRIBUTES, "objects": OBJECT_ATTRIBUTES}
-"""Attribute names in the order of the columns, for the sets that have any."""
+
+_BY_HAND = "and unpack them in {root}"
+
+DATASETS: dict[str, Source] = {
+    "digits": Source(build=small.digits, num_classes=10),
+    "mnist": Source(build=small.mnist, check=small.check_idx, num_classes=10, torchvision="MNIST"),
+    "fashion_mnist": Source(
+        build=small.fashion_mnist, check=small.check_idx, num_classes=10, torchvision="FashionMNIST"
+    ),
+    "cifar10": Source(build=small.cifar10, check=small.check_cifar, num_classes=10, torchvision="CIFAR10"),
+    "cifar100": Source(build=small.cifar100, check=small.check_cifar, num_classes=100, torchvision="CIFAR100"),
+    "svhn": Source(
+        build=small.svhn, check=small.check_svhn, num_classes=10, torchvision="SVHN", splits=("train", "test")
+    ),
+    "textures": Source(build=folders.textures, check=folders.check_textures, num_classes=47, torchvision="DTD"),
+    "celeba_hq": Source(
+        build=folders.celeba_hq,
+        check=folders.check_celeba_hq,
+        num_classes=0,
+        attributes=folders.CELEBA_ATTRIBUTES,
+        elsewhere="get CelebAMask-HQ.zip from https://github.com/switchablenorms/CelebAMask-HQ and unpack it in {root}",
+    ),
+    "lsun_bedroom": Source(
+        build=lsun.lsun_bedroom,
+        check=lsun.check_lsun,
+        num_classes=0,
+        elsewhere=f"get bedroom_train_lmdb.zip and bedroom_val_lmdb.zip with https://github.com/fyu/lsun {_BY_HAND}",
+    ),
+    "image_folder": Source(
+        build=folders.image_folder,
+        check=lambda cfg: folders.list_images(cfg, folders.require_folder(cfg)),
+        elsewhere="set data.root to a folder of your own images",
+    ),
+    "objects": Source(build=objects, num_classes=len(OBJECT_CLASSES), attributes=OBJECT_ATTRIBUTES),
+}
+"""Data sets by name. `load` is the way in."""
 
 
 def load(cfg: DataConfig, split: str = "train") -> Dataset:
@@ -78,7 +90,7 @@ def load(cfg: DataConfig, split: str = "train") -> Dataset:
         raise ConfigError(f"split = {split!r}: must be train or test")
     num_conditions(cfg)  # refuses a condition that this set cannot give before any file is read
     try:
-        dataset = (prepared if is_prepared(cfg.root) else DATASETS[cfg.name])(cfg, split)
+        dataset = (prepared if is_prepared(cfg.root) else DATASETS[cfg.name].build)(cfg, split)
     except OSError as error:
         raise DataError(f"{cfg.name}: cannot read {error.filename or cfg.root}: {error.strerror or error}") from error
     return limited(dataset, cfg.limit) if split == "train" and cfg.limit is not None else dataset
@@ -88,9 +100,8 @@ def require_dataset(name: str) -> None:
     """ConfigError with the known names, the nearest first, unless `name` is one."""
     if name in DATASETS:
         return
-    nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise ConfigError(f"data.name = {name!r}: unknown data set; {hint}known: {', '.join(DATASETS)}")
+    hint = did_you_mean(name, DATASETS)
+    raise ConfigError(f"data.name = {name!r}: unknown data set; known: {', '.join(DATASETS)}{hint}")
 
 
 def default_config(name: str) -> DataConfig:
@@ -106,8 +117,8 @@ def check_files(cfg: DataConfig) -> None:
     require_dataset(cfg.name)
     if is_prepared(cfg.root):
         read_manifest(cfg)
-    elif cfg.name in CHECKS:
-        CHECKS[cfg.name](cfg)
+    elif (check := DATASETS[cfg.name].check) is not None:
+        check(cfg)
 
 
 def num_conditions(cfg: DataConfig) -> int:
@@ -121,10 +132,11 @@ def num_conditions(cfg: DataConfig) -> int:
         return 0
     if cfg.condition == "attributes":
         return len(chosen_attributes(cfg))
-    number = NUM_CLASSES[cfg.name] if cfg.name in NUM_CLASSES else len(_class_names(cfg))
+    source = DATASETS[cfg.name]
+    number = len(_class_names(cfg)) if source.num_classes is None else source.num_classes
     if number == 0:
         where = "sort the images into one sub-folder per class" if cfg.name == "image_folder" else "this set has none"
-        other = " or set data.condition=attributes" if cfg.name in ATTRIBUTES else " or set data.condition=none"
+        other = " or set data.condition=attributes" if source.attributes else " or set data.condition=none"
         raise ConfigError(f"data.condition = 'label': {cfg.name} has no class labels ({where}){other}")
     return number
 
@@ -135,11 +147,10 @@ def _class_names(cfg: DataConfig) -> tuple[str, ...]:
 
 def chosen_attributes(cfg: DataConfig) -> tuple[str, ...]:
     """Names of the attributes to condition on: data.attributes, or all that the set has. ConfigError if unknown."""
-    known = ATTRIBUTES.get(cfg.name, ())
+    known = DATASETS[cfg.name].attributes
     if not known:
-        raise ConfigError(
-            f"data.condition = 'attributes': {cfg.name} has no attributes; {' and '.join(ATTRIBUTES)} have some"
-        )
+        some = " and ".join(name for name, source in DATASETS.items() if source.attributes)
+        raise ConfigError(f"data.condition = 'attributes': {cfg.name} has no attributes; {some} have some")
     for name in cfg.attributes:
         if name not in known:
             raise ConfigError(f"data.attributes: {cfg.name} has no attribute {name!r}; known: {', '.join(known)}")
@@ -163,15 +174,6 @@ def condition_table(dataset: Dataset, cfg: DataConfig) -> Float[Tensor, "n k"] |
     return dataset.attributes[:, torch.tensor(columns)]
 
 
-ELSEWHERE = {
-    "celeba_hq": "get CelebAMask-HQ.zip from https://github.com/switchablenorms/CelebAMask-HQ and unpack it in {root}",
-    "lsun_bedroom": "get bedroom_train_lmdb.zip and bedroom_val_lmdb.zip with https://github.com/fyu/lsun "
-    "and unpack them in {root}",
-    "image_folder": "set data.root to a folder of your own images",
-}
-"""Where to find what torchvision does not fetch."""
-
-
 def download(name: str, root: str | Path) -> str:
     """Fetch a set's files into `root` through torchvision, which checks their sums; returns what was done in a line.
 
@@ -180,32 +182,25 @@ def download(name: str, root: str | Path) -> str:
     require_dataset(name)
     if "://" in str(root):
         raise DataError(f"{name}: downloads go to a folder, not to {root}; from there `ebm data prepare` stores it")
-    if name not in CHECKS:
+    source = DATASETS[name]
+    if source.check is None:
         return f"{name}: nothing to download, the images come with the program"
-    if name in ELSEWHERE:
-        raise DataError(f"{name}: not available through torchvision; {ELSEWHERE[name].format(root=root)}")
+    if source.torchvision is None:
+        raise DataError(f"{name}: not available through torchvision; {source.elsewhere.format(root=root)}")
     try:
         with warnings.catch_warnings(), filtered_archives():
             warnings.simplefilter("ignore")  # torchvision's readers are older than numpy's warnings
-            _fetch(name, Path(root))
+            _fetch(source, Path(root))
     except (OSError, EOFError, RuntimeError, http.client.HTTPException, tarfile.TarError, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{name}: download to {root} failed ({reason}); check the network and the folder") from error
     return f"{name}: files are in {root}"
 
 
-def _fetch(name: str, root: Path) -> None:
+def _fetch(source: Source, root: Path) -> None:
     """torchvision's own data sets fetch their files and check them as they are built."""
-    sets = torchvision().datasets
-    if name == "svhn":
-        for split in ("train", "test"):
-            sets.SVHN(root, split=split, download=True)
-    else:
-        builders = {
-            "mnist": sets.MNIST,
-            "fashion_mnist": sets.FashionMNIST,
-            "cifar10": sets.CIFAR10,
-            "cifar100": sets.CIFAR100,
-            "textures": sets.DTD,
-        }
-        builders[name](root, download=True)
+    build = getattr(torchvision().datasets, str(source.torchvision))
+    for split in source.splits:
+        build(root, split=split, download=True)
+    if not source.splits:
+        build(root, download=True)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ebm_core.errors import DataError
+from ebm_core.errors import DataError, first_line
 from ebm_core.types import Pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -56,8 +56,7 @@ def decode(source: Path | bytes, name: str) -> UInt8[Tensor, "c h w"]:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 pixels = _eight_bits(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's parsers raise what they happen to meet in a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: cannot be read as an image ({reason}); replace or remove it") from error
+        raise DataError(f"{name}: cannot be read as an image ({first_line(error)}); replace or remove it") from error
     height, width = pixels.shape[:2]
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise DataError(f"{name}: {width} x {height} pixels are too narrow to cut a square from; replace or remove it")

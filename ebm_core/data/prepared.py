@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ebm_core.config import S3_PLACE, DataConfig
+from ebm_core.config import DataConfig
 from ebm_core.data.dataset import MEMORY_BYTES, Dataset
 from ebm_core.data.shards import (
     MANIFEST,
@@ -32,6 +32,7 @@ from ebm_core.data.shards import (
     parse,
 )
 from ebm_core.errors import DataError
+from ebm_core.places import parse_s3
 from ebm_core.types import ImageShape, Pixels
 
 WINDOW = MEMORY_BYTES // 2 // SHARD_BYTES
@@ -93,7 +94,7 @@ class Place:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._s3 = S3_PLACE.fullmatch(root)
+        self._s3 = parse_s3(root) if "://" in root else None
 
     def describe(self, name: str = "") -> str:
         """The place, or a file in it, for people."""
@@ -105,8 +106,9 @@ class Place:
         with self._explained(name):
             if self._s3 is None:
                 return Path(self._root, name).read_bytes()
-            path = "/".join(filter(None, (self._s3["bucket"], self._s3["prefix"], name)))
-            with _arrow_s3(self._s3["bucket"], self._s3["scheme"], self._s3["host"]).open_input_file(path) as file:
+            bucket, prefix, endpoint = self._s3
+            path = "/".join(filter(None, (bucket, prefix, name)))
+            with _arrow_s3(bucket, endpoint).open_input_file(path) as file:
                 return file.read()
 
     def verified(self, file: ShardFile) -> bytes:
@@ -132,15 +134,15 @@ class Place:
 
 
 @lru_cache(maxsize=8)
-def _arrow_s3(bucket: str, scheme: str | None, host: str | None) -> Any:
+def _arrow_s3(bucket: str, endpoint: str | None) -> Any:
     """One client per server: a bucket decides the region where no variable does."""
     from urllib.parse import urlsplit
 
     from pyarrow import fs
 
-    if host is None:
-        server = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-        scheme, host = (server.scheme, server.netloc) if server.netloc else (None, None)
+    named = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    server = urlsplit(named)
+    scheme, host = (server.scheme, server.netloc) if server.netloc else (None, None)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None and host is None:
         region = fs.resolve_s3_region(bucket)

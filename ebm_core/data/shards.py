@@ -19,14 +19,14 @@ from torch import Tensor
 
 from ebm_core.config import from_tree
 from ebm_core.data.dataset import MEMORY_BYTES, Dataset
-from ebm_core.errors import ConfigError, DataError
+from ebm_core.errors import ConfigError, DataError, first_line
 from ebm_core.rng import stream
 from ebm_core.types import ImageShape, Pixels
 
 MANIFEST = "prepared.json"
 FORMAT = 1
 SHARD_BYTES = 16 * 2**20
-"""Most bytes of pixels in a shard."""
+"""Most bytes of pixels in a file shard, one Parquet file of a prepared set (here: shard)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ def parse(content: bytes, where: str) -> PreparedSet:
             if split.table.num_images != split.num_images:
                 raise ConfigError("another number of images in the shards than in the table")
     except (ValueError, TypeError, RecursionError, ConfigError) as error:
-        what = f"not the description of a prepared set ({_reason(error)})"
+        what = f"not the description of a prepared set ({first_line(error):.200})"
         raise DataError(f"{where}: {what}; prepare it again") from None
     return found
 
@@ -161,7 +161,7 @@ def decoded_images(content: bytes, shape: ImageShape, where: str) -> Pixels:
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise DataError(f"{where}: not a shard of images ({_reason(error)}); prepare the set again") from None
+        raise DataError(f"{where}: not a shard of images ({first_line(error):.200}); prepare the set again") from None
     flat = np.frombuffer(column.buffers()[1], dtype=np.uint8)[column.offset * size :][: len(column) * size]
     return torch.from_numpy(flat.reshape(-1, *shape).copy())
 
@@ -191,11 +191,8 @@ def decoded_table(content: bytes, num_images: int, attribute_names: tuple[str, .
         if labels is not None and labels.dtype != torch.int64:
             raise TypeError(f"labels of type {labels.dtype}")
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{where}: not the table of a prepared set ({_reason(error)}); prepare it again") from None
+        raise DataError(
+            f"{where}: not the table of a prepared set ({first_line(error):.200}); prepare it again"
+        ) from None
     factors = {n.removeprefix("factor:"): v for n, v in columns.items() if n.startswith("factor:")}
     return Table(labels, torch.stack(attributes, dim=1) if attributes else None, factors)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a parser said."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from ebm_core.errors import DataError
+from ebm_core.errors import DataError, first_line
 
 MISSING = "operator torchvision::nms does not exist"
 _declared: list[torch.library.Library] = []  # a declaration lasts as long as its Library is referenced
@@ -25,12 +25,10 @@ def torchvision() -> ModuleType:
         try:
             return _import()
         except ImportError as error:
-            raise DataError(
-                f"torchvision cannot be imported ({_first_line(error)}): pip install torchvision"
-            ) from error
+            raise DataError(f"torchvision cannot be imported ({first_line(error)}): pip install torchvision") from error
         except RuntimeError as error:
             raise DataError(
-                f"torchvision does not fit torch {torch.__version__} ({_first_line(error)}): "
+                f"torchvision does not fit torch {torch.__version__} ({first_line(error)}): "
                 "install the pair that pytorch.org lists together"
             ) from error
 
@@ -48,7 +46,3 @@ def _import() -> ModuleType:
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)
     return importlib.import_module("torchvision")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -65,6 +65,7 @@ def main() -> None:
     """Entry point of `ebm`: an EbmError is one line and exit status 2 (3: diverged), never a traceback."""
     for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
         os.environ.setdefault(name, "when_required")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # PyTorch's profiler prints when it starts and stops
     try:
         code = app(prog_name="ebm", standalone_mode=False)
     except KeyboardInterrupt:

@@ -52,12 +52,13 @@ def _package(name: str, least: tuple[int, ...]) -> Finding:
 def _torchvision() -> Iterator[Finding]:
     """The wheel on PyPI is a CUDA build, whose operators are missing beside a CPU torch."""
     from ebm_core.data.vision import torchvision
+    from ebm_core.errors import first_line
 
     try:
         torchvision()
     except Exception as why:  # the point of this line: an import of compiled code may fail in any way
         remedy = "install the torchvision that belongs to this torch: https://pytorch.org/get-started"
-        yield Finding("FAIL", f"torchvision cannot be imported: {_first_line(why)}", remedy)
+        yield Finding("FAIL", f"torchvision cannot be imported: {first_line(why)}", remedy)
         return
     yield Finding("OK", "torchvision can be imported")
 
@@ -90,7 +91,7 @@ def _room() -> Iterator[Finding]:
 
 def _storage(uri: str) -> Iterator[Finding]:
     """A folder is tried by creating a file in it (or in the first parent that exists); a bucket, by listing it."""
-    from ebm_core.errors import EbmError
+    from ebm_core.errors import EbmError, first_line
     from orchestrator.storage.run_store import RunStore
 
     if "://" in uri:
@@ -98,7 +99,7 @@ def _storage(uri: str) -> Iterator[Finding]:
             names = RunStore(uri).runs()
         except EbmError as why:
             yield Finding(
-                "FAIL", f"storage {uri}: {_first_line(why)}", "check the URI, AWS_ENDPOINT_URL and credentials"
+                "FAIL", f"storage {uri}: {first_line(why)}", "check the URI, AWS_ENDPOINT_URL and credentials"
             )
             return
         yield Finding("OK", f"storage {uri} answers, {len(names)} runs")
@@ -197,10 +198,6 @@ def examine(storage: str = "./runs") -> Iterator[Finding]:
     ]
     for check in checks:
         yield from check()
-
-
-def _first_line(why: BaseException) -> str:
-    return (str(why).splitlines() or [type(why).__name__])[0]
 
 
 def _gib(size: int) -> str:

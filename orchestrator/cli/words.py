@@ -12,6 +12,7 @@ from ebm_core.errors import ConfigError
 from orchestrator.cli.options import COMMANDS
 from orchestrator.settings.job import job_preset
 from orchestrator.settings.overrides import override
+from orchestrator.storage.find import split_place
 from orchestrator.storage.run_store import require_run_name
 
 NEEDS_FILES = "nodes of the cluster look for it elsewhere; name a folder that each of them sees, from the root"
@@ -73,12 +74,9 @@ def _check_sweep(words: list[str]) -> tuple[str, list[str], dict[str, Any]]:
 def _check_stored(words: list[str]) -> tuple[str, list[str], None]:
     """A command about a stored run: evaluate, resume, clone."""
     run = next((word for word in words[1:] if not word.startswith("-")), "")
-    where = run
-    if "/" not in run:
-        at = words.index("--storage") if "--storage" in words else -1
-        where = words[at + 1] if 0 < at < len(words) - 1 else "./runs"
+    at = words.index("--storage") if "--storage" in words else -1
+    where, name = split_place(run, words[at + 1] if 0 < at < len(words) - 1 else "./runs")
     _require_shared("storage", where)
-    name = run.partition("?")[0].rstrip("/").rpartition("/")[2]
     if words[0] == "clone":
         name = next((word.removeprefix("name=") for word in words if word.startswith("name=")), f"{name}-clone")
     return require_run_name(name), words, None

@@ -6,15 +6,15 @@ import os
 import secrets
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from ebm_core.errors import EbmError
+from ebm_core.errors import EbmError, first_line
 from orchestrator.cluster import ray_internals
+from orchestrator.cluster.signals import ask_once
 
 QUIET_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -119,29 +119,14 @@ def _init(**kwargs: Any) -> None:
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Hold a Ctrl-C back until Ray has started, for it crashes when interrupted; a second one ends the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-
-    def note(number: int, _frame: Any) -> None:
-        if came:
-            os._exit(128 + number)
-        came.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
     try:
-        yield
+        with ask_once(came.append, again=lambda number: os._exit(128 + number), numbers=(signal.SIGINT,)):
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
         if came:
             ray.shutdown()
             raise KeyboardInterrupt
-
-
-def first_line(why: BaseException) -> str:
-    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
-    return lines[0] if lines else type(why).__name__
 
 
 def is_shared() -> bool:

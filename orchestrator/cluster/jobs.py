@@ -27,8 +27,8 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from ebm_core.errors import ConfigError
-from orchestrator.cluster.connection import ClusterError, first_line
+from ebm_core.errors import ConfigError, first_line
+from orchestrator.cluster.connection import ClusterError
 from orchestrator.records import provenance
 from orchestrator.records.provenance import package_version, without_secrets
 from orchestrator.storage.run_store import RunStore

@@ -7,8 +7,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from ebm_core.errors import first_line
 from ebm_core.manifest import FileEntry
-from orchestrator.cluster.connection import ClusterError, first_line
+from orchestrator.cluster.connection import ClusterError
 
 
 class Mailbox:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ebm_core.errors import EbmError
+from ebm_core.errors import EbmError, kind_and_line
 from orchestrator.cluster.connection import ClusterError
 from orchestrator.cluster.environment import storage_environment
 from orchestrator.cluster.pool import Pool, PoolRunner
@@ -138,4 +138,4 @@ def _cause(error: Exception) -> str:
     inner = getattr(error, "cause", None) or error
     if isinstance(inner, EbmError):
         return str(inner)
-    return f"{type(inner).__name__}: {(str(inner).splitlines() or [''])[0]}"
+    return kind_and_line(inner)

@@ -6,7 +6,6 @@ that was asked, so that asking again overwrites; or to a PNG file of one's own a
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import ray
 from ebm_core.config import TrainConfig
 from ebm_core.data import load
 from ebm_core.errors import ConfigError
+from ebm_core.files import whole_file
 from ebm_core.types import Pixels
 from orchestrator.cluster.connection import start_ray
 from orchestrator.cluster.environment import WORKER_ENV, storage_environment
@@ -164,12 +164,10 @@ def _store(run: Run, document: Document, png: bytes, out: Path | None) -> list[s
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     written = []
     for path, content in ((out, png), (out.with_suffix(".json"), text.encode())):
-        temporary = path.with_name(f".{path.name}.part")
         try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+            with whole_file(path) as fresh:
+                fresh.write_bytes(content)
         except OSError as why:
-            temporary.unlink(missing_ok=True)
             raise ConfigError(f"`out` {path}: cannot be written: {why.strerror}") from None
         written.append(str(path))
     return written

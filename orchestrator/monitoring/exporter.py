@@ -145,5 +145,7 @@ class Link:
                 self._lost(why)
 
     def _lost(self, why: Exception) -> None:
+        from ebm_core.errors import kind_and_line  # here, for the exporter itself does without torch
+
         self._actor = None
-        self._note(f"no metrics for Prometheus: {type(why).__name__}: {(str(why).splitlines() or [''])[0]}")
+        self._note(f"no metrics for Prometheus: {kind_and_line(why)}")

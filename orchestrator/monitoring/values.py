@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
-from orchestrator.records.rows import METRIC_NAMES, RUN_METRICS, Row
+from orchestrator.records.rows import METRIC_NAMES, RUN_METRICS, MetricName, Row, about_column
 
 Kind = Literal["gauge", "counter", "age"]
 SEND_EVERY_S = 1.0
@@ -28,16 +28,20 @@ class Sample(NamedTuple):
 def exported_name(name: str) -> tuple[str, dict[str, str]]:
     """(name for Prometheus with its unit, labels) of a column of METRIC_NAMES or an entry of RUN_METRICS.
 
-    `loss` terms and gradient norms share a name and differ in the label `term`. Energies have no unit.
+    Terms of the loss (`loss/<term>`) share one name, their gradient norms another: the label `term` tells them apart.
+    Energies have no unit.
     """
-    if name in ("flow", "cd", "opt", "entropy", "l2"):
-        return "ebm_loss_term", {"term": name}
-    if name.startswith("grad_norm/"):
-        return "ebm_grad_norm_term", {"term": name.partition("/")[2]}
+    prefix, slash, term = name.partition("/")
+    if slash:
+        return f"ebm_{prefix}_term", {"term": term}
     if name == "steps_per_s":
         return "ebm_steps_per_second", {}
-    suffix = _SUFFIX[(METRIC_NAMES.get(name) or RUN_METRICS[name]).unit]
+    suffix = _SUFFIX[_about(name).unit]
     return f"ebm_{name}" if not suffix or name.endswith(suffix) else f"ebm_{name}_{suffix}", {}
+
+
+def _about(name: str) -> MetricName:
+    return RUN_METRICS[name] if name in RUN_METRICS else about_column(name)
 
 
 EXPORTED: tuple[str, ...] = tuple(
@@ -84,7 +88,7 @@ class Meter:
         self._facts[name] = value
 
     def scores(self, scores: Mapping[str, float]) -> None:
-        """Headlines by metric."""
+        """Headlines by score."""
         self._scores.update(scores)
 
     def tick(self) -> None:
@@ -114,7 +118,7 @@ class Meter:
         exported, own = exported_name(name)
         is_age = name in RUN_METRICS and name.endswith("_age")
         kind: Kind = "counter" if exported.endswith("_total") else "age" if is_age else "gauge"
-        help_ = (METRIC_NAMES.get(name) or RUN_METRICS[name]).help
+        help_ = _about(name).help
         return Sample(exported, help_, kind, {"run": self._run, **own, **labels}, value)
 
 
@@ -144,5 +148,5 @@ def described() -> list[dict[str, Any]]:
     names = [name for name in (*METRIC_NAMES, *RUN_METRICS) if name != "time"]
     texts: dict[str, list[str]] = {}
     for name in names:
-        texts.setdefault(exported_name(name)[0], []).append((METRIC_NAMES.get(name) or RUN_METRICS[name]).help)
+        texts.setdefault(exported_name(name)[0], []).append(_about(name).help)
     return [{"name": name, "help": "; ".join(helps)} for name, helps in texts.items()]

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from ebm_core.errors import ConfigError
 from orchestrator.records.columns import SCHEMA, typed_row
+from orchestrator.records.rows import column_name
 from orchestrator.records.runs import RunSummary, last_row, summarise
 from orchestrator.records.sweeps import SweepRecord, marked_sweep
 from orchestrator.storage.interface import ObjectMissing, StorageError
@@ -156,11 +157,18 @@ def _parse(store: RunStore, key: str) -> pa.Table:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowInvalid, OSError):
         raise StorageError(f"{store.objects.describe(key)} is damaged; make it anew with: ebm runs --rebuild") from None
+    table = table.rename_columns([_present(name) for name in table.column_names])
     columns = [
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in SCHEMA
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _present(column: str) -> str:
+    """The present name of a column of the catalogue."""
+    prefix, dot, name = column.partition(".")
+    return f"{prefix}{dot}{column_name(name)}" if prefix == "metrics" else column
 
 
 def _newest(parts: Sequence[pa.Table]) -> pa.Table:
@@ -193,7 +201,9 @@ def select(table: pa.Table, sweep: str | None = None, sort: str | None = None) -
     if sort is None:
         return table
     name, descending = sort.removeprefix("-"), sort.startswith("-")
-    found = [column for column in (f"scores.{name}", f"metrics.{name}", name) if column in table.column_names]
+    found = [
+        column for column in (f"scores.{name}", f"metrics.{column_name(name)}", name) if column in table.column_names
+    ]
     if not found or pa.types.is_list(table.schema.field(found[0]).type):
         scores = (column.removeprefix("scores.") for column in table.column_names if column.startswith("scores."))
         raise ConfigError(f"`sort` {sort}: no such column; scores are {', '.join(scores)}; `json` shows all columns")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Row = dict[str, float]
-"""One logged step: `step` and the columns of METRIC_NAMES that it has."""
+"""One logged step: `step` and the columns that it has (`is_column`)."""
 
 
 class MetricName(NamedTuple):
@@ -23,22 +23,72 @@ class MetricName(NamedTuple):
     unit: str
 
 
+class Term(NamedTuple):
+    """What a person reads about a term of the loss."""
+
+    label: str
+    """In a legend."""
+    meaning: str
+
+
+TERMS: dict[str, Term] = {
+    "flow": Term("flow matching", "flow matching: squared error of the slope on lines from noise to data (warm start)"),
+    "cd": Term("L_CD", "contrastive divergence, E(data) - E(samples) (Eq. 4)"),
+    "opt": Term("L_opt", "L_opt: frozen energy of the samples (Eq. 6)"),
+    "entropy": Term("L_ent", "L_ent: negative nearest-neighbor entropy of the samples (Eq. 7)"),
+    "l2": Term("L2 of energies", "mean squared energies (Section 3.1)"),
+}
+"""The terms of `ebm_core.losses.Loss` in words; one that is not here goes by its name."""
+
+
+def about_term(name: str) -> Term:
+    """What to tell of the term called `name`."""
+    return TERMS.get(name) or Term(name, name)
+
+
+LOSS, GRADIENT = "loss/", "grad_norm/"
+"""How the columns of each term of the loss begin: its weighted value and the norm of its gradient. Any name may follow,
+so that a new term is logged without a line here."""
+UNPREFIXED = ("flow", "cd", "opt", "entropy", "l2")
+"""Terms whose values version 0.1 logged, and named as a sweep's metric, without LOSS. No other is read so."""
+
+
+def about_column(name: str) -> MetricName:
+    """What a logged column means. KeyError for a name that is neither listed nor a term's."""
+    if name not in METRIC_NAMES and is_column(name):
+        return _about_term(name)
+    return METRIC_NAMES[name]
+
+
+def is_column(name: str) -> bool:
+    """Is this a logged column: a listed one, or a value or gradient norm of some term?"""
+    return name in METRIC_NAMES or (name.startswith((LOSS, GRADIENT)) and not name.endswith("/"))
+
+
+def term_of(name: str) -> str | None:
+    """The term of the loss whose value this column is; None for any other column."""
+    return name.removeprefix(LOSS) if name.startswith(LOSS) else None
+
+
+def column_name(name: str) -> str:
+    """The present name of a column that an older version may have written."""
+    return f"{LOSS}{name}" if name in UNPREFIXED else name
+
+
+def _about_term(name: str) -> MetricName:
+    prefix, _, term = name.partition("/")
+    meaning = about_term(term).meaning
+    return MetricName(f"weighted {meaning}" if prefix == "loss" else f"norm of the gradient of {meaning}", "")
+
+
 METRIC_NAMES: dict[str, MetricName] = {
     "loss": MetricName("sum of the weighted loss terms, which training minimises", ""),
-    "flow": MetricName("flow matching: squared error of the slope on lines from noise to data (warm start)", ""),
-    "cd": MetricName("weighted contrastive divergence, E(data) - E(samples) (Eq. 4)", "energy"),
-    "opt": MetricName("weighted L_opt: frozen energy of the samples (Eq. 6)", ""),
-    "entropy": MetricName("weighted negative nearest-neighbor entropy of the samples (Eq. 7)", ""),
-    "l2": MetricName("weighted mean squared energies (Section 3.1)", ""),
+    **{f"{LOSS}{term}": _about_term(f"{LOSS}{term}") for term in TERMS},
     "energy_data": MetricName("mean energy of the data batch", "energy"),
     "energy_neg": MetricName("mean energy of the sampled batch", "energy"),
     "energy_gap": MetricName("E(data) - E(samples), the quantity that stability is judged by", "energy"),
     "grad_norm": MetricName("L2 norm of the whole gradient before clipping", ""),
-    "grad_norm/flow": MetricName("gradient norm of the flow matching term", ""),
-    "grad_norm/cd": MetricName("gradient norm of the contrastive divergence term (Fig. 12)", ""),
-    "grad_norm/opt": MetricName("gradient norm of L_opt (Fig. 12)", ""),
-    "grad_norm/entropy": MetricName("gradient norm of L_ent (Fig. 12)", ""),
-    "grad_norm/l2": MetricName("gradient norm of the L2 term", ""),
+    **{f"{GRADIENT}{term}": _about_term(f"{GRADIENT}{term}") for term in TERMS},
     "clamped_fraction": MetricName("share of the samples' pixels at the ends of the data range", "fraction"),
     "buffer_fill": MetricName("share of the buffer's slots in use", "fraction"),
     "buffer_age": MetricName("mean age of the past samples that Eq. 7 measures against", "steps"),
@@ -49,6 +99,7 @@ METRIC_NAMES: dict[str, MetricName] = {
     "time": MetricName("wall clock when the row was made, since 1970", "s"),
     "steps_per_s": MetricName("training steps per second since the row before", "1/s"),
 }
+"""The columns that every part has. Beside them a row may have those of a term that is not listed."""
 
 RUN_METRICS: dict[str, MetricName] = {
     "step": MetricName("number of the last step that was logged", ""),
@@ -68,13 +119,16 @@ WALL_CLOCK: tuple[str, ...] = ("device_memory", "time", "steps_per_s")
 """Columns that a resumed run does not repeat."""
 
 
-SCHEMA = pa.schema(
-    [pa.field("step", pa.int64(), nullable=False)]
-    + [
-        pa.field(name, pa.float64(), metadata={"help": metric.help, "unit": metric.unit})
-        for name, metric in METRIC_NAMES.items()
+def _schema(names: Iterable[str]) -> pa.Schema:
+    """`step` and these columns, with their meaning and unit."""
+    about = {name: about_column(name) for name in names if name != "step"}
+    numbers = [
+        pa.field(name, pa.float64(), metadata={"help": one.help, "unit": one.unit}) for name, one in about.items()
     ]
-)
+    return pa.schema([pa.field("step", pa.int64(), nullable=False), *numbers])
+
+
+SCHEMA = _schema(METRIC_NAMES)
 """Columns of every part: a column that a row lacks is null."""
 
 
@@ -91,8 +145,8 @@ class Recorder:
         self._last_step, self._last_time = step, time.time()
 
     def add(self, step: int, terms: Mapping[str, float]) -> Row:
-        """The row of this step, kept for the next part. A name that METRIC_NAMES lacks is a KeyError."""
-        unknown = terms.keys() - METRIC_NAMES.keys()
+        """The row of this step, kept for the next part. A name that is no column (`is_column`) is a KeyError."""
+        unknown = [name for name in terms if not is_column(name)]
         if unknown:
             raise KeyError(f"metrics {sorted(unknown)} have no help and unit in METRIC_NAMES")
         now = time.time()
@@ -123,18 +177,26 @@ def part_steps(name: str) -> tuple[int, int] | None:
 
 
 def part_bytes(rows: Iterable[Row]) -> bytes:
-    """The rows as a Parquet file with SCHEMA's columns."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+    """The rows as a Parquet file with SCHEMA's columns, and those of further terms that they have."""
+    rows = [dict(row) for row in rows]
+    more = sorted({name for row in rows for name in row if is_column(name)} - set(METRIC_NAMES))
+    table = pa.Table.from_pylist(rows, schema=_schema([*METRIC_NAMES, *more]))
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()
 
 
 def read_parts(parts: Iterable[bytes]) -> pa.Table:
-    """All rows of the parts, by step."""
-    tables = [pq.read_table(io.BytesIO(part), schema=SCHEMA) for part in parts]
-    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    return table.sort_by("step")
+    """All rows of the parts, by step; columns under their present names, and what is no column left out."""
+    tables = [SCHEMA.empty_table(), *map(_read_part, parts)]
+    return pa.concat_tables(tables, promote_options="default").sort_by("step")
+
+
+def _read_part(part: bytes) -> pa.Table:
+    stored = pq.read_table(io.BytesIO(part))
+    table = stored.rename_columns([column_name(name) for name in stored.column_names])
+    names = ["step", *(name for name in table.column_names if is_column(name))]
+    return table.select(names).cast(_schema(names))
 
 
 def training_seconds(rows: Mapping[str, Sequence[Any]]) -> float:

@@ -29,15 +29,20 @@ def read_scores(run: Run, step: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def chains_grid_key(step: int) -> str:
+    """Key of the grid that holds the chains of training."""
+    return f"samples/{step_name(step)}.png"
+
+
 def ema_grid_key(step: int) -> str:
-    """Key of the grid that the averaged model draws from noise; `samples/step-….png` holds the chains of training."""
+    """Key of the grid that the averaged model draws from noise."""
     return f"samples/{step_name(step)}-ema.png"
 
 
 def grid_key(run: Run, step: int) -> str | None:
     """Key of the step's best sample grid: the averaged model's, else that of the chains of training, else None."""
     kept = {info.key for info in run.list(f"samples/{step_name(step)}")}
-    return next((key for key in (ema_grid_key(step), f"samples/{step_name(step)}.png") if key in kept), None)
+    return next((key for key in (ema_grid_key(step), chains_grid_key(step)) if key in kept), None)
 
 
 def headline(document: Mapping[str, Any]) -> float:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ebm_core.errors import ConfigError
+from orchestrator.records.rows import column_name
 from orchestrator.storage.interface import ObjectMissing, StorageError
 from orchestrator.storage.run_store import Run, RunStore, require_run_name
 
@@ -59,7 +60,7 @@ class SweepPlan:
     base: dict[str, Any]
     """Resolved settings (a JobConfig as a tree) that every trial starts from, without those of this machine."""
     metric: str
-    """Compares trials: a score of `workers.metrics.registry.METRICS`, or a column of `rows.METRIC_NAMES`."""
+    """Compares trials: a score of `workers.metrics.registry.METRICS`, or a logged column (`rows.is_column`)."""
     mode: Literal["min", "max"]
     rows: tuple[Row, ...] = ()
     """Of a grid; a trial is a row and a seed."""
@@ -108,13 +109,13 @@ class TrialResult:
     unstable_at: int | None = None
     """The step of the DivergenceError."""
     value: float | None = None
-    """The sweep's metric, at score_step; None if there is no score."""
+    """The sweep's objective, at score_step; None if there is no score."""
     scores: dict[str, float] = field(default_factory=dict)
     """{metric: its headline number} at score_step; the documents are in the run's evaluations/."""
     score_step: int | None = None
     """The last scored checkpoint; of an unstable trial, its last sound one."""
     best: dict[str, float] | None = None
-    """{"value", "step"} of the best value of the sweep's metric among all scored checkpoints."""
+    """{"value", "step"} of the best value of the sweep's objective among all scored checkpoints."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last logged row without its wall clock."""
     grid: str | None = None
@@ -172,7 +173,7 @@ class SweepRecord:
             raise ConfigError(f"no sweep {self.name!r} in {self.store.uri}; `ebm sweep` makes one") from None
         plan = self._read(SweepPlan, tree, PLAN)
         rows = tuple(self._read(Row, row, PLAN) for row in tree.get("rows", ()))
-        return dataclasses.replace(plan, rows=rows)
+        return dataclasses.replace(plan, rows=rows, metric=column_name(plan.metric))
 
     def create_plan(self, plan: SweepPlan) -> bool:
         """Store the plan of a new sweep. False: the name has one already."""

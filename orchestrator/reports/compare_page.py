@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.records.rows import METRIC_NAMES
+from orchestrator.records.rows import about_column
 from orchestrator.reports import figures as figures
 from orchestrator.reports.charts import NUM_COLORS, Band, Chart, Level, Mark, Series
 from orchestrator.reports.page import render
@@ -107,7 +107,7 @@ def overlaid(found: Sequence[RunData], name: str) -> list[figures.Figure]:
     series = _series(found, lambda data: data.rows.get(name, []))
     if not series:
         return []
-    metric = METRIC_NAMES[name]
+    metric = about_column(name)
     unit = {"": "a pure number", "1/s": "steps per second"}.get(metric.unit, metric.unit)
     text = f"{metric.help[:1].upper()}{metric.help[1:]}."
     return [figures.figure(Chart(CURVES[name], text, series, "training step", unit))]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from orchestrator.records.rows import METRIC_NAMES
+from orchestrator.records.rows import about_column
 from orchestrator.reports.axes import tick_text
 from orchestrator.reports.charts import NUM_COLORS, Band, Chart, Level, Mark, Series, draw
 from orchestrator.reports.pictures import spread
@@ -124,7 +124,7 @@ def column_figure(
             series.append(Series(label, [s for s, _ in pairs], [v for _, v in pairs]))
     if not series:
         return []
-    unit = METRIC_NAMES[next(iter(names))].unit or "a pure number"
+    unit = about_column(next(iter(names))).unit or "a pure number"
     scale = f"{unit}, logarithmic" if log_y else unit
     return [figure(Chart(title, description, series, "training step", scale, marks=marks(data), log_y=log_y))]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from orchestrator.records.scores import chains_grid_key, ema_grid_key
+from orchestrator.storage.commits import parse_step_name
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run
 
@@ -48,11 +50,11 @@ def spread(items: Sequence[int], most: int) -> list[int]:
 def grid_steps(run: Run) -> tuple[list[int], list[int]]:
     """Steps with a grid of the chains, and of the averaged model."""
     chains, averaged = [], []
-    for info in run.list("samples/step-"):
-        stem = info.key.removeprefix("samples/step-").removesuffix(".png")
-        digits, _, kind = stem.partition("-")
-        if info.key.endswith(".png") and digits.isdigit() and kind in ("", "ema"):
-            (averaged if kind else chains).append(int(digits))
+    for info in run.list("samples/"):
+        stem = info.key.removeprefix("samples/").removesuffix(".png")
+        step = parse_step_name(stem.removesuffix("-ema"))
+        if info.key.endswith(".png") and step is not None:
+            (averaged if stem.endswith("-ema") else chains).append(step)
     return sorted(chains), sorted(averaged)
 
 
@@ -61,23 +63,23 @@ def grids(run: Run, *, most: int = 6, budget: int = IMAGE_BUDGET) -> Grids:
     chains, averaged = (spread(steps, most) for steps in grid_steps(run))
     share = budget // max(len(chains) + len(averaged), 1)
 
-    def read(step: int, suffix: str, what: str) -> Picture | None:
-        key = f"samples/step-{step:09d}{suffix}.png"
+    def read(key: str, step: int, what: str) -> Picture | None:
         return picture(run, key, f"{what} of {run.name} at step {step:,}", f"step {step:,}", share)
 
-    made = [read(step, "", "grid of samples from the training chains") for step in chains]
-    drawn = [read(step, "-ema", "grid of samples drawn from noise by the averaged model") for step in averaged]
+    text = "grid of samples drawn from noise by the averaged model"
+    made = [read(chains_grid_key(step), step, "grid of samples from the training chains") for step in chains]
+    drawn = [read(ema_grid_key(step), step, text) for step in averaged]
     return Grids([p for p in made if p], [p for p in drawn if p])
 
 
 def last_grid(run: Run, budget: int) -> Picture | None:
     """The newest grid, the averaged model's before the chains', within `budget` bytes."""
     chains, averaged = grid_steps(run)
-    steps, suffix = (averaged, "-ema") if averaged else (chains, "")
+    steps, key_of = (averaged, ema_grid_key) if averaged else (chains, chains_grid_key)
     if not steps:
         return None
-    key = f"samples/step-{steps[-1]:09d}{suffix}.png"
-    return picture(run, key, f"samples of {run.name} at step {steps[-1]:,}", f"step {steps[-1]:,}", budget)
+    at = f"step {steps[-1]:,}"
+    return picture(run, key_of(steps[-1]), f"samples of {run.name} at {at}", at, budget)
 
 
 def read_picture(run: Run, key: str) -> tuple[bytes, Image.Image] | None:

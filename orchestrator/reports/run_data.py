@@ -8,13 +8,15 @@ from typing import Any
 from ebm_core.config import to_tree
 from ebm_core.presets import PRESETS
 from orchestrator.records import provenance, runs
-from orchestrator.records.rows import METRIC_NAMES, training_seconds
+from orchestrator.records.rows import training_seconds
 from orchestrator.settings.job import job_preset
 from orchestrator.settings.trees import differences, flatten
+from orchestrator.storage.commits import parse_step_name
 from orchestrator.storage.interface import StorageError
 from orchestrator.storage.run_store import Run
+from workers.metrics.published import TABLE_1
 
-PAPER_SCORES: Mapping[str, Mapping[str, float]] = {"cifar10": {"fid": 35.4, "inception_score": 7.48}}
+PAPER_SCORES: Mapping[str, Mapping[str, float]] = {"cifar10": TABLE_1}
 """Unconditional CIFAR-10 of Table 1, by data set and metric. (Table 3's figures come with the scores of `ood`.)"""
 
 NOT_COMPARED = ("name", "storage", "data.root")
@@ -120,7 +122,7 @@ def read_rows(run: Run) -> dict[str, list[Any]]:
         table = runs.read_metrics(run)
     except (StorageError, OSError, ValueError):  # pyarrow's errors are of the latter two
         return {"step": []}
-    columns = {name: table[name].to_pylist() for name in ("step", *METRIC_NAMES)}
+    columns = table.to_pydict()
     return {name: values for name, values in columns.items() if name == "step" or any(v is not None for v in values)}
 
 
@@ -168,9 +170,8 @@ def _launches(run: Run) -> list[dict[str, Any]]:
 
 
 def _step_of(key: str) -> int | None:
-    """The step in `folder/step-000000500…`."""
-    _, _, rest = key.partition("/step-")
-    return int(rest[:9]) if rest[:9].isdigit() else None
+    """The step in `folder/step-000000500/…`."""
+    return parse_step_name(key.split("/")[1]) if "/" in key else None
 
 
 def _scores(run: Run, keys: Sequence[str]) -> dict[int, dict[str, Any]]:

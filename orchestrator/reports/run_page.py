@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.records.rows import GRADIENT, LOSS, about_term
 from orchestrator.records.scores import score_rows
 from orchestrator.reports import figures as figures
 from orchestrator.reports.page import render
@@ -13,22 +14,6 @@ from orchestrator.reports.run_data import PAPER_SCORES, RunData, gather
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run
 
-LOSS_TERMS = {
-    "loss": "sum",
-    "flow": "flow matching",
-    "cd": "L_CD",
-    "opt": "L_opt",
-    "entropy": "L_ent",
-    "l2": "L2 of energies",
-}
-GRADIENTS = {
-    "grad_norm": "whole gradient",
-    "grad_norm/flow": "flow matching",
-    "grad_norm/cd": "L_CD",
-    "grad_norm/opt": "L_opt",
-    "grad_norm/entropy": "L_ent",
-    "grad_norm/l2": "L2 of energies",
-}
 BUFFER = {"buffer_fill": "buffer in use", "clamped_fraction": "pixels at 0 or 1"}
 CHAIN_BUDGET = 400_000
 """Bytes of each picture of long chains."""
@@ -143,13 +128,19 @@ def duration(seconds: float) -> str:
 def loss_figures(data: RunData) -> list[figures.Figure]:
     """The weighted terms that training minimises."""
     text = "Each term with its weight and sign, as they are summed and minimised."
-    return figures.column_figure(data, "Loss terms", text, LOSS_TERMS)
+    return figures.column_figure(data, "Loss terms", text, {"loss": "sum"} | _of_terms(data, LOSS))
 
 
 def gradient_figures(data: RunData) -> list[figures.Figure]:
     """Norms of the whole gradient, and of each term where train.grad_norms_every asked for them."""
     text = "L2 norm of the gradient before clipping; of each term (Fig. 12) where train.grad_norms_every is set."
-    return figures.column_figure(data, "Gradient norms", text, GRADIENTS, log_y=True)
+    names = {"grad_norm": "whole gradient"} | _of_terms(data, GRADIENT)
+    return figures.column_figure(data, "Gradient norms", text, names, log_y=True)
+
+
+def _of_terms(data: RunData, prefix: str) -> dict[str, str]:
+    """{column: label} of each term that the run has logged."""
+    return {name: about_term(name.removeprefix(prefix)).label for name in data.rows if name.startswith(prefix)}
 
 
 def buffer_figures(data: RunData) -> list[figures.Figure]:

@@ -41,12 +41,12 @@ class TrialData:
 
     @property
     def value(self) -> float | None:
-        """The sweep's metric at the last score."""
+        """The sweep's objective at the last score."""
         return number((self.result or {}).get("value"))
 
     @property
     def best(self) -> float | None:
-        """The best value of the sweep's metric among its checkpoints."""
+        """The best value of the sweep's objective among its checkpoints."""
         best = (self.result or {}).get("best")
         return number(best.get("value")) if isinstance(best, Mapping) else None
 

@@ -4,15 +4,14 @@ Training writes none: whatever they would hold is stored already, and this makes
 """
 
 import bisect
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ebm_core.errors import ConfigError
-from orchestrator.records.rows import METRIC_NAMES
-from orchestrator.records.scores import ema_grid_key, headline
+from ebm_core.files import whole_file
+from orchestrator.records.rows import about_column
+from orchestrator.records.scores import chains_grid_key, ema_grid_key, headline
 from orchestrator.reports.pictures import grid_steps, read_picture
 from orchestrator.reports.run_data import RunData, gather
 from orchestrator.storage.interface import os_reason
@@ -44,14 +43,13 @@ def _write(run: Run, folder: Path) -> Path:
     data = gather(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
-            writer = RecordWriter(f"{temporary}/{EVENTS}")
+        with whole_file(folder / EVENTS) as fresh:
+            writer = RecordWriter(str(fresh))
             try:
                 for event in events(data):
                     writer.write(event.SerializeToString())
             finally:
                 writer.close()
-            os.replace(f"{temporary}/{EVENTS}", folder / EVENTS)
     except OSError as why:
         raise ConfigError(f"`tensorboard` {folder}: cannot be written: {os_reason(why)}") from None
     return folder / EVENTS
@@ -77,7 +75,7 @@ def events(data: RunData) -> Iterator[Any]:
     for name, values in data.rows.items():
         if name in UNPLOTTED:
             continue
-        said = METRIC_NAMES[name]
+        said = about_column(name)
         what = said.help + (f" [{said.unit}]" if said.unit else "")
         for step, value in zip(data.rows["step"], values, strict=True):
             if value is not None:
@@ -91,7 +89,7 @@ def events(data: RunData) -> Iterator[Any]:
             yield at(step, summary.scalar(f"score/{name}", value))
     chains, averaged = grid_steps(data.run)
     for tag, keys in (
-        ("samples/chains", {step: f"samples/step-{step:09d}.png" for step in chains}),
+        ("samples/chains", {step: chains_grid_key(step) for step in chains}),
         ("samples/averaged", {step: ema_grid_key(step) for step in averaged}),
     ):
         for step, key in keys.items():

@@ -1,18 +1,17 @@
 """`ebm report`: a run, a sweep or several runs side by side as one self-contained HTML page."""
 
-import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ebm_core.errors import ConfigError, EbmError
+from ebm_core.errors import ConfigError, EbmError, kind_and_line
+from ebm_core.files import whole_file
 from orchestrator.records.sweeps import SweepRecord
 from orchestrator.reports.compare_page import compare_page
 from orchestrator.reports.run_page import run_page
 from orchestrator.reports.sweep_data import gather_sweep
 from orchestrator.reports.sweep_page import sweep_page
-from orchestrator.storage.find import open_run
+from orchestrator.storage.find import open_run, split_place
 from orchestrator.storage.interface import os_reason
 from orchestrator.storage.run_store import Run, RunStore
 
@@ -27,8 +26,7 @@ def leave_page(run: Run, say: Callable[[str], None]) -> str | None:
         run.write_bytes(PAGE, run_page(run).encode())
         return PAGE
     except Exception as error:  # whatever it is, training has come to its end already
-        first = (str(error).splitlines() or [""])[0]
-        say(f"the page of {run.name} could not be made ({type(error).__name__}: {first}); try `ebm report {run.name}`")
+        say(f"the page of {run.name} could not be made ({kind_and_line(error)}); try `ebm report {run.name}`")
         return None
 
 
@@ -74,9 +72,8 @@ def _one_page(name: str, storage: str, refresh_s: int | None) -> tuple[Run, str]
 
 def _sweep_folder(name: str, storage: str) -> Run | None:
     """The folder of the sweep of that name, folder or URI; None if there is no sweep."""
-    plain, question, query = name.partition("?")
-    folder, slash, last = plain.rstrip("/").rpartition("/")
-    store = RunStore((folder or "/") + question + query if slash else storage)
+    where, last = split_place(name, storage)
+    store = RunStore(where)
     return Run(store, last) if SweepRecord(store, last).exists() else None
 
 
@@ -110,11 +107,9 @@ def _has_ended(name: str, storage: str) -> bool:
 
 def write_file(path: Path, page: str) -> str:
     """Write the page, whole or not at all: a browser that reloads never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as fresh:
+            fresh.write_text(page, encoding="utf-8")
     except OSError as why:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"`out` {path}: cannot be written: {os_reason(why)}") from None
     return str(path)

@@ -1,23 +1,20 @@
 """The settings of a job: the core's TrainConfig plus storage, checkpoints, evaluation and cluster."""
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ebm_core.config import TrainConfig, from_tree, require
-from ebm_core.data.catalog import NUM_CLASSES
-from ebm_core.errors import ConfigError
+from ebm_core.data import DATASETS
+from ebm_core.errors import ConfigError, did_you_mean
+from ebm_core.places import RUN_NAME_RULE, is_run_name
 from ebm_core.presets import PRESETS
 from workers.metrics.registry import METRICS
 from workers.scoring import check_request
 from workers.studies import STUDIES
 
 Section = TypeVar("Section", bound=type)
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,8 +156,7 @@ class JobConfig(TrainConfig):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)  # zero-argument super() does not work in a dataclass with slots
         if self.name is not None:
-            allowed = "must be 1 to 128 of the letters A-Z a-z 0-9 . _ - and not start with . or -"
-            require(_NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
+            require(is_run_name(self.name), "name", self.name, RUN_NAME_RULE)
         require(
             bool(self.storage) and "\0" not in self.storage, "storage", self.storage, "must be a folder or s3:// URI"
         )
@@ -189,8 +185,6 @@ class JobConfig(TrainConfig):
 
 def _check_registered_names(job: JobConfig) -> None:
     """`data.name` is a key of a dictionary that lives with the code that it names."""
-    from ebm_core.data import DATASETS
-
     if job.data.name not in DATASETS:
         raise ConfigError(f"data.name = {job.data.name!r}: {_unknown(job.data.name, DATASETS)}")
     if (best := job.checkpoint.best) is None:
@@ -206,9 +200,7 @@ def _check_registered_names(job: JobConfig) -> None:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown; known are {', '.join(names)}{hint}"
+    return f"unknown; known are {', '.join(names)}{did_you_mean(name, names)}"
 
 
 def job_preset(name: str) -> JobConfig:
@@ -227,7 +219,7 @@ def job_preset(name: str) -> JobConfig:
 
 def headline_metric(data: str) -> str:
     """The score by which runs on a data set are compared where nothing else is asked for (docs/results/judges.md)."""
-    return "fid_judge" if NUM_CLASSES.get(data) else "fid_rotation"
+    return "fid_judge" if data in DATASETS and DATASETS[data].num_classes else "fid_rotation"
 
 
 def _judged(metrics: Sequence[str], data: str) -> tuple[str, ...]:

@@ -4,15 +4,16 @@ from ebm_core.errors import ConfigError
 from orchestrator.storage.run_store import Run, RunStore
 
 
+def split_place(where: str, storage: str) -> tuple[str, str]:
+    """(storage, name) of what is called `where`: a name below `storage`, a folder, or a URI, whose options stay."""
+    plain, question, options = where.partition("?")
+    folder, slash, name = plain.rstrip("/").rpartition("/")
+    return (f"{folder or '/'}{question}{options}" if slash else storage), name
+
+
 def open_run(where: str, storage: str) -> Run:
     """The run of that name below `storage`, or at that folder or URI; ConfigError lists what there is."""
-    plain = where.partition("?")[0].rstrip("/")
-    if "/" in plain:
-        storage = where.partition("?")[1] + where.partition("?")[2]  # the store keeps the URI's options
-        folder, _, name = plain.rpartition("/")
-        storage = (folder or "/") + storage
-    else:
-        name = plain
+    storage, name = split_place(where, storage)
     store = RunStore(storage)
     known = store.runs()
     if name not in known:

@@ -11,13 +11,13 @@ does not name and check every size and SHA-256. One job at a time writes to a ru
 
 import json
 import logging
-import re
 import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from ebm_core.errors import CheckpointError, ConfigError
+from ebm_core.places import RUN_NAME_RULE, is_run_name
 from orchestrator.storage.commits import StoredStep, parse_step_key, step_name
 from orchestrator.storage.interface import ObjectInfo, ObjectMissing, ObjectStore, StorageError
 from orchestrator.storage.stored_checkpoint import StoredCheckpoint, Warn
@@ -27,15 +27,12 @@ __all__ = ["ObjectMissing", "Run", "RunStore", "StorageError", "open_store", "re
 
 Steps = list[int]
 _log = logging.getLogger(__name__)
-_RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
 def require_run_name(name: str) -> str:
     """Return a name that a run can have; raise ConfigError for any other."""
-    if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
-        raise ConfigError(
-            f"name = {name!r:.80}: a run's name is 1 to 128 of A-Z a-z 0-9 . _ -, no dot in front; choose another"
-        )
+    if not is_run_name(name):
+        raise ConfigError(f"name = {name!r:.80}: a run's name {RUN_NAME_RULE}; choose another")
     return name
 
 
@@ -61,7 +58,7 @@ class RunStore:
 
     def runs(self) -> list[str]:
         """Sorted names of the runs, which are the folders that hold a config.json. Reads none of them."""
-        names = (name for name in self.objects.folders() if _RUN_NAME.fullmatch(name))
+        names = (name for name in self.objects.folders() if is_run_name(name))
         return [name for name in names if self.objects.exists(f"{name}/config.json")]
 
     def run(self, name: str) -> "Run":

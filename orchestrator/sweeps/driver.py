@@ -6,11 +6,9 @@ Tune's drivers reserve no CPU: training workers get all of them, so that trials 
 import contextlib
 import math
 import os
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +18,9 @@ from ray.exceptions import RayError
 from ray.tune.experiment import Trial as TuneTrial
 
 from ebm_core.config import to_tree
-from ebm_core.errors import ConfigError
+from ebm_core.errors import ConfigError, first_line
 from orchestrator.cluster import connection, environment, mailbox
+from orchestrator.cluster.signals import ask_once
 from orchestrator.records import catalogue
 from orchestrator.records.sweeps import OWNERS, PlannedTrial, StoredSweep, SweepPlan, SweepRecord, marked_sweep
 from orchestrator.settings.job import JobConfig
@@ -87,8 +86,7 @@ def run_sweep(
                 record.create_plan(plan)
                 number = driver.work()
             except RayError as why:
-                told = str(why).splitlines()[0]
-                raise TrainingError(f"lost the Ray that ran the sweep ({told}); run it again") from None
+                raise TrainingError(f"lost the Ray that ran the sweep ({first_line(why)}); run it again") from None
             finally:
                 owner.release()
     return record.read(), number
@@ -136,7 +134,7 @@ class _Driver(tune.Callback, tune.Stopper):
             return None
         self._mailbox = mailbox.open_mailbox()
         try:
-            with _signals(self._ask_to_stop), tempfile.TemporaryDirectory(prefix="ebm-sweep-") as folder:
+            with ask_once(self._ask_to_stop), tempfile.TemporaryDirectory(prefix="ebm-sweep-") as folder:
                 self._tune(trials, folder)
             self._poll()
         finally:
@@ -279,25 +277,3 @@ def _planned(trial: TuneTrial) -> PlannedTrial:
 
 def _worth_showing(text: str) -> bool:
     return not text.startswith(("run ", "scoring the last", "waiting for"))
-
-
-@contextlib.contextmanager
-def _signals(ask: Any) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for an end with checkpoints; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-
-    def handle(number: int, _frame: Any) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-        ask(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,7 +1,6 @@
 """From what a person asks of `ebm sweep` to a checked plan: everything that is wrong is refused here, in a line."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ebm_core.config import to_tree
-from ebm_core.errors import ConfigError
+from ebm_core.errors import ConfigError, did_you_mean
 from ebm_core.presets import PRESETS
-from orchestrator.records.rows import METRIC_NAMES, WALL_CLOCK
+from orchestrator.records.rows import METRIC_NAMES, WALL_CLOCK, column_name, is_column
 from orchestrator.records.sweeps import Row, SweepPlan
 from orchestrator.settings.job import JobConfig, headline_metric, job_preset
 from orchestrator.settings.overrides import override
@@ -86,8 +85,7 @@ def make_plan(what: str, request: SweepRequest) -> tuple[SweepPlan, JobConfig]:
         return _grid_plan(what, request)
     if what in PRESETS:
         return _values_plan(request.name, replace(request, preset=what))
-    near = difflib.get_close_matches(what, [*GRIDS, *PRESETS], n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(what, [*GRIDS, *PRESETS])
     raise ConfigError(f"sweep {what!r}: give a grid ({', '.join(GRIDS)}), a preset or a file .yaml{hint}")
 
 
@@ -169,7 +167,7 @@ def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, reques
     require_run_name(name)
     if len(name) > 80:
         raise ConfigError(f"`name` {name!r:.90}: at most 80 characters, for its trials' runs have longer names")
-    metric = request.metric or headline_metric(base.data.name)
+    metric = metric_of(request, base)
     return SweepPlan(
         name=name,
         kind=kind,
@@ -181,6 +179,11 @@ def _plan(name: str, kind: Any, title: str, preset: str, base: JobConfig, reques
         seeds=tuple(range(request.seed, request.seed + request.seeds)),
         scheduler=cast(Any, request.scheduler),
     )
+
+
+def metric_of(request: SweepRequest, job: JobConfig) -> str:
+    """What the sweep's trials are compared by."""
+    return column_name(request.metric or headline_metric(job.data.name))
 
 
 def better_mode(metric: str) -> str:
@@ -199,11 +202,10 @@ def prepare(job: JobConfig, request: SweepRequest) -> JobConfig:
     """The base job with what a sweep needs: its metric among the scores, and a score at the end of training."""
     from workers.metrics.registry import METRICS
 
-    metric, evaluation = request.metric or headline_metric(job.data.name), job.evaluation
+    metric, evaluation = metric_of(request, job), job.evaluation
     columns = [name for name in METRIC_NAMES if name not in WALL_CLOCK]
-    if metric not in METRICS and metric not in columns:
-        near = difflib.get_close_matches(metric, [*METRICS, *columns], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
+    if metric not in METRICS and (metric in WALL_CLOCK or not is_column(metric)):
+        hint = did_you_mean(metric, [*METRICS, *columns])
         raise ConfigError(f"`metric` {metric}: no evaluation produces it; known are {', '.join(METRICS)}{hint}")
     if metric in METRICS and metric not in evaluation.metrics:
         evaluation = replace(evaluation, metrics=(*evaluation.metrics, metric))
@@ -319,6 +321,5 @@ def _known(tree: Any, known: Sequence[str], where: str) -> None:
         raise ConfigError(f"{where}: must be a map with the keys {', '.join(known)}")
     for key in tree:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            hint = did_you_mean(str(key), known, cutoff=0.4) or f"; known are {', '.join(known)}"
             raise ConfigError(f"{where}: unknown key {key!r}{hint}")

@@ -66,7 +66,7 @@ def conclude(
 
 
 def score_history(run: Run, metric: str) -> list[tuple[datetime, int, float]]:
-    """(when stored, step, value of a sweep's metric) of each scored checkpoint, by step."""
+    """(when stored, step, value of a sweep's objective) of each scored checkpoint, by step."""
     stored: dict[int, datetime] = {}
     for info in run.list("evaluations/"):
         step = parse_step_name(info.key.split("/")[1])
@@ -88,6 +88,6 @@ def _row_at(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
 
 
 def _value(metric: str, scores: Mapping[str, float], row: Mapping[str, Any]) -> float | None:
-    """The sweep's metric: a score, else a column of the logged rows; None if absent or not finite."""
+    """The sweep's objective: a score, else a column of the logged rows; None if absent or not finite."""
     value = scores.get(metric) if metric in METRICS else row.get(metric)
     return value if value is not None and math.isfinite(value) else None

@@ -56,7 +56,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def attempt(launch: Launch, watch: "_TrialWatch") -> dict[str, Any]:
-    """Train and conclude; what Tune hears last: `state`, and the sweep's metric where there is one."""
+    """Train and conclude; what Tune hears last: `state`, and the sweep's objective where there is one."""
     planned = planned_of(launch.trial)
     record = SweepRecord(RunStore(str(launch.job["storage"])), launch.sweep)
     plan, job = record.plan(), parse(launch.job)

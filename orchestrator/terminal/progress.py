@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from orchestrator.records.rows import Row
-from orchestrator.terminal.tables import SHOWN, line, number
+from orchestrator.terminal.tables import line, shown
 
 LINE_EVERY_S = 10.0
 """Seconds between lines where the output is no terminal."""
@@ -76,9 +76,7 @@ class Bar:
         self._live.start()
         rate, left = f"{row['steps_per_s']:.1f} steps/s", time_left(row, self._num_steps)
         self._bar.update(self._task, completed=int(row["step"]), rate=rate, left=left)
-        self._terms = Text("   ").join(
-            Text.assemble((f"{name} ", "dim"), number(row[name])) for name in SHOWN if name in row
-        )
+        self._terms = Text("   ").join(Text.assemble((f"{name} ", "dim"), value) for name, value in shown(row).items())
 
     def note(self, text: str) -> None:
         """A line above the bar, which comes with the first row."""

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orchestrator.records.rows import Row
 
-SHOWN: tuple[str, ...] = ("energy_gap", "loss", "flow", "cd", "opt", "entropy", "l2", "grad_norm")
-"""Columns of a line of progress, in order."""
+
+def shown(row: "Row") -> dict[str, str]:
+    """What a line of progress tells of a row, in order: energy gap, loss, each of its terms, gradient norm."""
+    from orchestrator.records.rows import term_of
+
+    terms = {name: term for name in row if (term := term_of(name))}
+    names = {"energy_gap": "energy_gap", "loss": "loss", **terms, "grad_norm": "grad_norm"}
+    return {label: number(row[name]) for name, label in names.items() if name in row}
 
 
 def line(row: "Row", num_steps: int) -> str:
     """A row as one line of text: step of total, rate, energy gap and each loss term."""
-    shown = "  ".join(f"{name} {number(row.get(name))}" for name in SHOWN if name in row)
-    return f"step {int(row['step'])}/{num_steps}  {row['steps_per_s']:.1f} steps/s  {shown}"
+    told = "  ".join(f"{name} {value}" for name, value in shown(row).items())
+    return f"step {int(row['step'])}/{num_steps}  {row['steps_per_s']:.1f} steps/s  {told}"
 
 
 def number(value: float | None) -> str:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +19,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ebm_core.config import to_tree
-from ebm_core.errors import DivergenceError, EbmError
+from ebm_core.errors import DivergenceError, EbmError, kind_and_line
 from orchestrator.cluster import connection, environment, mailbox, ray_internals
 from orchestrator.cluster.resources import free_cpus, remove_orphaned_groups, worker_resources
+from orchestrator.cluster.signals import ask_once, interrupt
 from orchestrator.evaluation.beside_training import Scorer
 from orchestrator.monitoring.exporter import Link
 from orchestrator.monitoring.values import Meter
@@ -49,7 +50,7 @@ class Watcher:
     """What a caller that runs jobs for somebody else wants to hear, and to say. This one neither hears nor speaks."""
 
     def scored(self, step: int, documents: Mapping[str, Any]) -> None:
-        """The scores of a checkpoint are stored; documents by metric."""
+        """The scores of a checkpoint are stored; documents by score."""
 
     def stop_requested(self) -> bool:
         """Whether the job shall store a checkpoint and leave; asked about five times a second."""
@@ -142,7 +143,7 @@ class _Supervisor:
         link = Link(self._display.note, ray_internals.temp_folder) if connection.is_shared() else None
         self._meter = Meter(self._run.name, self._job.train.num_steps, link)
         try:
-            with self._signals():
+            with ask_once(self._ask_by_signal):
                 self._say_waiting(resources)
                 self._fit_with_restarts(resources)
                 self._finish_scoring()
@@ -271,25 +272,12 @@ class _Supervisor:
         if free < need:
             self._display.note(f"waiting for {need:g} CPUs: {free:g} of this Ray are free now")
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for a checkpoint and an end; a second one ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, _frame: Any) -> None:
-            if self._signal is not None:
-                raise KeyboardInterrupt
-            self._ask_to_stop(number)
-            threading.Thread(target=self._display.note, args=("stopping: storing a checkpoint",), daemon=True).start()
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _ask_by_signal(self, number: int) -> None:
+        """Of SIGTERM and SIGINT, the first: a checkpoint and an end, unless the watcher has asked for those before."""
+        if self._signal is not None:
+            interrupt(number)
+        self._ask_to_stop(number)
+        threading.Thread(target=self._display.note, args=("stopping: storing a checkpoint",), daemon=True).start()
 
 
 def _own_error(error: BaseException) -> EbmError | None:
@@ -304,6 +292,4 @@ def _own_error(error: BaseException) -> EbmError | None:
 
 def _one_line(error: BaseException) -> str:
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    inner = ray_internals.cause(failures[0])
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[0] if lines else ''}"
+    return kind_and_line(ray_internals.cause(failures[0]))

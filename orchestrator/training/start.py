@@ -37,7 +37,7 @@ class RunResult:
     grid: str | None = None
     """Key of the last sample grid, below the run."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Score documents of the last checkpoint by metric."""
+    """Score documents of the last checkpoint by score."""
     page: str | None = None
     """Key of the HTML page that was made at the end."""
 

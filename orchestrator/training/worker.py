@@ -23,7 +23,7 @@ from ebm_core.warmup import slower
 from orchestrator.cluster.environment import adopt
 from orchestrator.cluster.mailbox import gather
 from orchestrator.records.rows import Recorder, Row, is_logged, part_bytes, part_name, part_steps
-from orchestrator.records.scores import spared
+from orchestrator.records.scores import chains_grid_key, spared
 from orchestrator.settings.job import JobConfig, core_config, parse
 from orchestrator.storage.commits import step_name
 from orchestrator.storage.run_store import Run, RunStore
@@ -239,7 +239,7 @@ class Loop:
         if self.group.size > 1:
             entries = gather(self.mailbox, attempt, self.group.size)
         if grid:
-            self.run.write_bytes(f"samples/{step_name(step)}.png", grid)
+            self.run.write_bytes(chains_grid_key(step), grid)
         self.run.commit(step, attempt, manifest_bytes(entries, step))
         self.run.retain(self.job.checkpoint.keep, self.warn, spared(self.run, self.job))
         ray.get(self.mailbox.post.remote("checkpoint", step))

@@ -46,13 +46,15 @@ def test_the_global_generator_is_neither_read_nor_moved():
 def test_a_step_reports_every_term_and_they_add_up():
     _, rows = trained(tiny_config(), 2)
     row = rows[-1]
-    assert row["loss"] == pytest.approx(row["cd"] + row["opt"] + row["entropy"] + row["l2"], rel=1e-5)
-    assert row["cd"] == pytest.approx(row["energy_gap"], abs=1e-6)
+    assert row["loss"] == pytest.approx(
+        row["loss/cd"] + row["loss/opt"] + row["loss/entropy"] + row["loss/l2"], rel=1e-5
+    )
+    assert row["loss/cd"] == pytest.approx(row["energy_gap"], abs=1e-6)
     assert row["energy_gap"] == pytest.approx(row["energy_data"] - row["energy_neg"], abs=1e-6)
     assert 0 <= row["clamped_fraction"] <= 1
     assert row["buffer_fill"] == 16 / 40
     assert row["buffer_age"] == 0.5  # half of the samples are of this step, half of the one before
-    assert "entropy" not in rows[0]  # no past samples before the first insertion
+    assert "loss/entropy" not in rows[0]  # no past samples before the first insertion
 
 
 @pytest.mark.parametrize(("face", "tolerance"), [("trained", 0), ("model", 1e-6)])

@@ -17,7 +17,7 @@ from ebm_core.trainer import chain_starts, fingerprint, init_state, insert, star
 from ebm_core.warmup import flow_matching_loss, optimizer_settings, paired_noise, pull, slower
 from tests.ebm_core.tiny import batch, step_together, tiny_config
 
-CHAINS = ("cd", "opt", "entropy", "l2", "energy_gap", "buffer_fill")
+CHAINS = ("loss/cd", "loss/opt", "loss/entropy", "loss/l2", "energy_gap", "buffer_fill")
 
 
 def warm_config(**sections):
@@ -116,7 +116,7 @@ def test_the_learning_rate_rises_falls_and_gives_way_to_the_optimizers_own():
 def test_a_run_without_a_warm_start_never_meets_it():
     state = init_state(tiny_config())
     rows = advance(state, tiny_config(), 2)
-    assert all("flow" not in row for row in rows)
+    assert all("loss/flow" not in row for row in rows)
 
 
 def test_both_phases_report_their_own_columns():
@@ -124,12 +124,12 @@ def test_both_phases_report_their_own_columns():
     state = init_state(cfg)
     rows = advance(state, cfg, 5)
     for row in rows[:3]:
-        assert row["loss"] == row["flow"] > 0
+        assert row["loss"] == row["loss/flow"] > 0
         assert not set(CHAINS) & row.keys()
         assert math.isfinite(row["grad_norm"])
     assert len(state.buffer) == 40  # full: what was generated at the seam, and two steps of chains
     assert set(CHAINS) <= rows[4].keys()
-    assert "flow" not in rows[4]
+    assert "loss/flow" not in rows[4]
     assert rows[2]["lr"] < cfg.warmup.lr
     assert rows[3]["lr"] == cfg.optimizer.lr
 
@@ -142,7 +142,7 @@ def test_the_flow_loss_falls_and_the_energy_then_leads_noise_towards_the_data():
     state = init_state(cfg)
     data = list(labelled_batches("digits", 8, seed=0, stop=300))
     rows = [train_step(state, x, cfg) for x, _ in data]
-    first, last = (sum(r["flow"] for r in part) / 20 for part in (rows[:20], rows[-20:]))
+    first, last = (sum(r["loss/flow"] for r in part) / 20 for part in (rows[:20], rows[-20:]))
     assert last < 0.7 * first
     noise = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     drawn, _ = chain(state.ema, noise, cfg.sampler, torch.Generator().manual_seed(1), num_steps=50)
@@ -254,8 +254,10 @@ def test_the_flow_loss_can_stay_as_a_term_of_the_second_phase():
     cfg = warm_config(loss=LossConfig(num_past=20, flow_weight=0.5))
     state = init_state(cfg)
     row = advance(state, cfg, 5)[-1]
-    assert row["flow"] > 0
-    assert row["loss"] == pytest.approx(row["flow"] + row["cd"] + row["opt"] + row["entropy"] + row["l2"], rel=1e-5)
+    assert row["loss/flow"] > 0
+    assert row["loss"] == pytest.approx(
+        row["loss/flow"] + row["loss/cd"] + row["loss/opt"] + row["loss/entropy"] + row["loss/l2"], rel=1e-5
+    )
 
 
 def test_conditional_energies_have_a_warm_start_too():

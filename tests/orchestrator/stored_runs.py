@@ -33,7 +33,7 @@ def rows_of(num_steps: int, *, every: int = 10, rate: float = 5.0, broken: bool 
             if broken
             else 0.05 * math.sin(step / 7) / (1 + step / 50)
         )
-        terms = {"cd": gap, "opt": -0.02, "entropy": 0.1 - step / 1e4, "l2": 0.001 + gap**2}
+        terms = {"loss/cd": gap, "loss/opt": -0.02, "loss/entropy": 0.1 - step / 1e4, "loss/l2": 0.001 + gap**2}
         row = {"step": step, **terms, "loss": sum(terms.values()), "energy_gap": gap, "running_gap": gap / 2}
         row |= {"grad_norm": 0.1 + 0.3 / step, "buffer_fill": min(1.0, step / 100), "clamped_fraction": 0.4}
         row |= {"buffer_age": step / 2, "time": START + step / rate, "steps_per_s": rate}

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.cli import app
@@ -49,6 +50,9 @@ def test_its_rows_and_scores_are_on_its_page(run: Run, monkeypatch, tmp_path: Pa
     assert [row["step"] for row in read_metrics(run).to_pylist()] == [1, 2, 4, 6]
     text = page.read_text()
     assert "nearest_train" in text
+    assert "L_CD" in text  # its column `cd` is read as `loss/cd`
+    raw = [row["cd"] for part in sorted(DATA.rglob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
+    assert read_metrics(run)["loss/cd"].to_pylist() == raw
     assert "first" in text
 
 

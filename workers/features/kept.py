@@ -5,13 +5,14 @@ A file that is missing, damaged or cannot be written costs the time to compute i
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from ebm_core.files import whole_file
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -37,11 +38,7 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 
 def write(path: Path, tensors: Tensors) -> None:
     """Store tensors at `path`, over what was there; a folder or disk that takes nothing is no error."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError, SafetensorError):  # a full disk must not end an evaluation
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as fresh:
             save_file(dict(tensors), fresh, {"sha256": digest(tensors)})
-            os.replace(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from ebm_core.errors import DataError
+from ebm_core.files import whole_file
 from ebm_core.manifest import sha256_file
 from workers.features.networks import NETWORKS
 
@@ -131,15 +132,11 @@ class Weights:
     def _keep(self, kind: str, tensors: dict[str, Tensor], source_sha256: str) -> Path:
         path, note = self._paths(kind)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
+        with whole_file(path) as fresh:
             save_file(tensors, fresh)
             said = {"sha256": sha256_file(fresh), "source_sha256": source_sha256}
-            os.replace(fresh, path)
+        with whole_file(note) as fresh:  # between the two, `load` refuses
             fresh.write_text(json.dumps(said) + "\n")
-            os.replace(fresh, note)  # between the two, `load` refuses
-        finally:
-            fresh.unlink(missing_ok=True)
         return path
 
     def _paths(self, kind: str) -> tuple[Path, Path]:

@@ -1,1 +1,1 @@
-"""Scores of generated images: partials of shards, folded in order, finished beside real images and noise."""
+"""Scores of generated images: partials of image shards, folded in order, finished beside real images and noise."""

@@ -1,4 +1,4 @@
-"""What a metric is, and how its shards come together in the same bits whoever computed them and in whatever order."""
+"""What a score is, and how image shards (here: shards) make it, with the same bits whoever computed which, and when."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -51,7 +51,7 @@ class RealImages:
 
 
 class Reference:
-    """Real images and what the metrics derive from them; each is computed when first asked for, then kept."""
+    """Real images and what the scores derive from them; each is computed when first asked for, then kept."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Reference:
         return self._extractors[name]
 
     def features(self, shard: Shard, name: str) -> Float[np.ndarray, "n d"]:
-        """What extractor `name` gives for a shard's images, computed once for all metrics."""
+        """What extractor `name` gives for an image shard, computed once for all scores."""
         if name not in shard.known:
             extractor = self.extractor(name)
             real = shard.energies is None

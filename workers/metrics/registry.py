@@ -1,4 +1,4 @@
-"""METRICS: scores by name, each as pure functions that take shards in any order and on any worker.
+"""METRICS: scores by name, each as pure functions that take image shards in any order on any actor.
 
 `score` turns a shard of generated images into a partial, `fold` joins the partials in shard order, `finish` makes the
 result beside the same quantity for real images and for noise, without which a number says little.
@@ -21,7 +21,7 @@ __all__ = ["METRICS", "NUM_REAL", "Accumulator", "Metric", "RealImages", "Refere
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name; ConfigError lists the known ones."""
+    """The score of that name; ConfigError lists the known ones."""
     if name not in METRICS:
         raise ConfigError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return METRICS[name]

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ebm_core.config import DataConfig
 from ebm_core.data import DATASETS, Dataset, absolute_root, dequantize, load
-from ebm_core.data.catalog import CHECKS
 from ebm_core.data.images import decode, fit
 from ebm_core.data.prepared import is_prepared
 from ebm_core.errors import ConfigError, DataError
@@ -110,7 +109,7 @@ def image_set(text: str, trained: DataConfig, **how: object) -> ImageSet:
         )
     root = absolute_root(folder) if folder else trained.root
     if not folder and is_prepared(root):
-        if _dataset(name) in CHECKS:
+        if DATASETS[_dataset(name)].check is not None:
             raise ConfigError(
                 f"ood.sets = {name}: not in {root}, which holds the prepared {trained.name}; say {name}=FOLDER"
             )

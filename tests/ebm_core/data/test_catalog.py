@@ -30,6 +30,7 @@ from ebm_core.data import (
     num_conditions,
 )
 from ebm_core.data import catalog as module
+from ebm_core.data.catalog import Source
 from ebm_core.data.files import MD5
 from ebm_core.data.vision import torchvision
 from ebm_core.errors import ConfigError, DataError
@@ -49,8 +50,25 @@ def test_every_data_set_of_a_preset_is_known():
     }
 
 
+def test_a_set_with_files_says_where_they_come_from_and_a_set_without_needs_nothing():
+    for name, source in DATASETS.items():
+        assert (name in FILES) == (source.check is not None) == bool(source.torchvision or source.elsewhere), name
+        assert not (source.torchvision and source.elsewhere), name
+        assert source.torchvision is None or hasattr(torchvision().datasets, source.torchvision), name
+    assert [name for name, source in DATASETS.items() if source.torchvision] == DOWNLOADED
+    for cfg, conditions in ((DIGITS, "label"), (OBJECTS, "label"), (OBJECTS, "attributes")):
+        told = dataclasses.replace(cfg, condition=conditions)
+        source, images = DATASETS[cfg.name], load(cfg)
+        assert images.attribute_names == source.attributes
+        wanted = source.num_classes if conditions == "label" else len(source.attributes)
+        assert num_conditions(told) == wanted
+        assert len(images.labels.unique()) == source.num_classes
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_and_all_known():
-    with pytest.raises(ConfigError, match=r"'cifar': unknown data set; did you mean 'cifar10'\? known: digits, mnist"):
+    with pytest.raises(
+        ConfigError, match=r"'cifar': unknown data set; known: digits, mnist.*; did you mean cifar10\?$"
+    ):
         load(DataConfig(name="cifar"))
     for look in (num_conditions, check_files):
         with pytest.raises(ConfigError, match="unknown data set; known: digits"):
@@ -328,6 +346,6 @@ def test_a_folder_that_cannot_be_read_is_a_data_error(tmp_path, monkeypatch):
     def forbidden(cfg: DataConfig, split: str):
         raise PermissionError(13, "Permission denied", str(Path(cfg.root) / "images"))
 
-    monkeypatch.setitem(module.DATASETS, "textures", forbidden)
+    monkeypatch.setitem(module.DATASETS, "textures", Source(build=forbidden))
     with pytest.raises(DataError, match=f"textures: cannot read {tmp_path}/images: Permission denied"):
         load(DataConfig(name="textures", root=str(tmp_path)))

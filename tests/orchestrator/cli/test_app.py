@@ -204,7 +204,7 @@ def test_what_is_downloaded_is_said_to_lie_where_it_does(
     said = capsys.readouterr().out
     assert said == "digits: nothing to download, the images come with the program\n"
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("ebm_core.data.catalog._fetch", lambda name, root: root.mkdir())
+    monkeypatch.setattr("ebm_core.data.catalog._fetch", lambda source, root: root.mkdir())
     assert run_main(monkeypatch, "data", "download", "mnist", "data.root=place") == 0
     assert capsys.readouterr().out == f"mnist: files are in {tmp_path / 'place'}\n"
 

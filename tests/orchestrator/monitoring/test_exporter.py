@@ -90,7 +90,16 @@ def test_units_are_in_the_names():
 
 def test_values_terms_scores_and_ages_are_what_the_run_said(exporter: Exporter):
     meter = Meter("run", 100, Direct(exporter))
-    meter.row({"step": 40, "energy_gap": -0.25, "cd": 1.0, "opt": 2.0, "grad_norm/cd": 3.0, "time": time.time() - 50})
+    meter.row(
+        {
+            "step": 40,
+            "energy_gap": -0.25,
+            "loss/cd": 1.0,
+            "loss/opt": 2.0,
+            "grad_norm/cd": 3.0,
+            "time": time.time() - 50,
+        }
+    )
     meter.scores({"fid_small": 12.5, "energy_gap": 0.5})
     meter.tick()
     seen = scrape(exporter)

@@ -57,6 +57,21 @@ def test_a_row_has_settings_metrics_and_scores(store: RunStore):
     assert [row["scores.fid_small"] for row in table] == [2.0, 1.0, None]
 
 
+def test_an_entry_of_version_0_1_has_its_terms_under_their_present_names(store: RunStore):
+    old = catalogue.read(store).rename_columns(
+        [name.replace("metrics.loss/", "metrics.") for name in catalogue.read(store).column_names]
+    )
+    place = old.column_names.index("metrics.cd")
+    old = old.set_column(place, "metrics.cd", pa.array([3.0, 1.0, 2.0]))
+    for key in entries(store):
+        store.objects.delete(key)
+    catalogue._write(store, "base", old)
+    table = catalogue.read(store)
+    assert table["metrics.loss/cd"].to_pylist()[:2] == [3.0, 1.0]  # c is unfinished, and looked at anew
+    for name in ("cd", "loss/cd", "metrics.loss/cd"):
+        assert catalogue.select(table, sort=name)["run"].to_pylist() == ["b", "a", "c"]
+
+
 def test_pandas_and_pyarrow_read_it_without_this_program(store: RunStore, tmp_path: Path):
     catalogue.read(store)
     found = ds.dataset(tmp_path / "_catalog", format="parquet").to_table().to_pylist()

@@ -2,6 +2,7 @@
 
 import io
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -9,6 +10,8 @@ from orchestrator.records.rows import (
     METRIC_NAMES,
     Recorder,
     Row,
+    about_column,
+    is_column,
     is_logged,
     part_bytes,
     part_name,
@@ -28,7 +31,7 @@ def test_a_part_gives_back_the_rows_bit_for_bit():
     table = read_parts([part_bytes(rows)])
     assert table["step"].to_pylist() == [1, 10, 20]
     assert table["loss"].to_pylist() == [row["loss"] for row in rows]
-    assert table["opt"].to_pylist() == [None, None, None]  # a column that no row has is null, not zero
+    assert table["loss/opt"].to_pylist() == [None, None, None]  # a column that no row has is null, not zero
 
 
 def test_parts_are_read_in_the_order_of_their_steps():
@@ -71,6 +74,31 @@ def test_a_metric_without_a_name_is_refused():
         Recorder(0).add(1, {"novel": 1.0})
 
 
+def test_a_term_that_no_list_knows_is_logged_beside_rows_that_lack_it():
+    recorder = Recorder(0)
+    rows = [recorder.add(1, {"loss": 0.5}), recorder.add(2, {"loss/novel": 0.25, "grad_norm/novel": 3.0})]
+    old, new = part_bytes(rows[:1]), part_bytes(rows[1:])
+    table = read_parts([new, old])
+    assert table["loss/novel"].to_pylist() == [None, 0.25]
+    assert table["grad_norm/novel"].to_pylist() == [None, 3.0]
+    assert table.column_names == ["step", *METRIC_NAMES, "grad_norm/novel", "loss/novel"]
+    assert pq.read_schema(io.BytesIO(new)).field("loss/novel").metadata[b"help"] == b"weighted novel"
+    assert about_column("loss/novel").help == "weighted novel"
+    for name in ("loss/", "novel", "other/novel"):
+        assert not is_column(name)
+
+
+def test_columns_of_version_0_1_are_read_under_their_present_names():
+    old = {"step": [1, 2], "cd": [0.25, None], "l2": [1.0, 2.0], "grad_norm/cd": [3.0, 4.0], "strange": ["a", "b"]}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(old), sink)
+    table = read_parts([sink.getvalue(), part_bytes(rows_of([3]))])
+    assert table["loss/cd"].to_pylist() == [0.25, None, None]
+    assert table["loss/l2"].to_pylist() == [1.0, 2.0, None]
+    assert table["grad_norm/cd"].to_pylist() == [3.0, 4.0, None]
+    assert table.column_names == ["step", *METRIC_NAMES]
+
+
 def test_taken_rows_are_not_taken_twice():
     recorder = Recorder(0)
     recorder.add(1, {"loss": 1.0})
@@ -79,5 +107,12 @@ def test_taken_rows_are_not_taken_twice():
 
 
 def test_a_line_shows_step_rate_gap_and_each_loss_term():
-    row = {"step": 20, "loss": 0.51234567, "energy_gap": -0.25, "opt": float("nan"), "time": 0.0, "steps_per_s": 12.34}
+    row = {
+        "step": 20,
+        "loss": 0.51234567,
+        "energy_gap": -0.25,
+        "loss/opt": float("nan"),
+        "time": 0.0,
+        "steps_per_s": 12.34,
+    }
     assert line(row, 100) == "step 20/100  12.3 steps/s  energy_gap -0.25  loss 0.5123  opt nan"

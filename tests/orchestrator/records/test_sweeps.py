@@ -37,6 +37,13 @@ def test_everything_is_read_back_as_it_was_written(record: SweepRecord):
     assert (trial.planned, trial.result, trial.crash, trial.state) == (PLANNED, RESULT, None, "unstable")
 
 
+def test_a_sweep_stored_by_version_0_1_is_compared_by_the_column_of_today(record: SweepRecord):
+    plan, _ = make_plan("table2", SweepRequest(preset="digits", metric="cd"))
+    record.create_plan(dataclasses.replace(plan, metric="cd"))  # as 0.1 wrote it
+    assert record.plan() == plan
+    assert plan.metric == "loss/cd"
+
+
 def test_a_result_is_created_once_and_never_changes(record: SweepRecord):
     assert record.create_result(RESULT)
     assert not record.create_result(dataclasses.replace(RESULT, state="finished"))

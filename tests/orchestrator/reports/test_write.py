@@ -45,7 +45,7 @@ def test_gathering_gives_back_what_training_stored(tmp_path: Path):
     assert (data.state, data.step, data.num_steps, data.preset) == ("finished", 200, 200, "digits_paper")
     assert data.rows["step"] == [1, *range(10, 201, 10)]
     assert data.rows["energy_gap"] == [row["energy_gap"] for row in stored_runs.rows_of(200)]
-    assert "opt" in data.rows
+    assert "loss/opt" in data.rows
     assert "grad_norm/cd" not in data.rows  # was never logged
     assert {s.path: (s.value, s.preset) for s in data.settings if s.changed} == {
         "optimizer.lr": (0.5, 0.001),

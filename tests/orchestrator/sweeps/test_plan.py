@@ -165,3 +165,12 @@ def test_the_default_metric_is_the_headline_of_the_data_set(preset: str, metric:
     assert (plan.metric, plan.mode) == (metric, "min")
     assert metric in base.evaluation.metrics
     assert "fid_small" not in base.evaluation.metrics
+
+
+def test_a_term_of_the_loss_is_a_metric_by_its_present_name_or_the_one_of_0_1():
+    old, new = (make_plan("table2", request(metric=name))[0] for name in ("cd", "loss/cd"))
+    assert old.metric == new.metric == "loss/cd"
+    check_same(old, new)
+    assert make_plan("table2", request(metric="loss/novel"))[0].metric == "loss/novel"
+    with pytest.raises(ConfigError, match="no evaluation produces it"):
+        make_plan("table2", request(metric="novel"))
