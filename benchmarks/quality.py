@@ -96,8 +96,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=500, help="training steps between two looks")
     parser.add_argument("--trainer", default="ours", choices=list(TRAINERS), help="who makes the steps")
     parser.add_argument("--budget", type=float, default=600.0, help="processor seconds of training at most")
-    given = parser.parse_args(words)
     parser.add_argument("--further", type=int, help="look once more, after so many further steps of the chain")
+    given = parser.parse_args(words)
     torch.set_num_threads(1)
     try:
         job = override(job_preset(given.preset), given.settings)
