@@ -105,6 +105,8 @@ def find_part(text: str, storage: str) -> Part:
     if at and not number.isdecimal() and number != "best":
         raise ConfigError(f"{text}: {number!r} is no training step; write RUN@500:CONDITION or RUN@best:CONDITION")
     run = open_run(f"{folder}{slash}{name}{sign}{options}", storage)
+    if number.isdecimal() and int(number) not in (stored := run.checkpoints()) and stored:
+        raise ConfigError(f"{text}: run {run.name} has the steps {', '.join(map(str, sorted(stored)))}, and best")
     step = find_step(run, number if at else None)
     return Part(run, step, core_config(parse(run.read_config())), told.strip())
 
