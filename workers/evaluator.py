@@ -1,4 +1,4 @@
-"""Judges one checkpoint: loads it once, draws any shard of its samples, scores them. A plain class, without Ray."""
+"""Judges one checkpoint: loads it once, draws any image shard of its samples, scores them. Plain, without Ray."""
 
 import hashlib
 import math
@@ -98,7 +98,7 @@ class Evaluator:
         return cls(model.to(device), cfg, load(data, "train"), load(data, "test"), digest, **options)
 
     def images(self, shard: int, seed: int = 0, count: int | None = None) -> Pixels:
-        """The first `count` (None: all) generated images (count c h w), uint8, of one shard."""
+        """The first `count` (None: all) generated images (count c h w), uint8, of one image shard."""
         return generate_images(
             self.model,
             self.cfg,
@@ -134,7 +134,7 @@ class Evaluator:
         return make_plan(metrics, num_images, self.reference, self.shard_size, self._num_real, self._num_reference)
 
     def score_shard(self, metrics: Sequence[str], shard: int, num_images: int, seed: int = 0) -> dict[str, Any]:
-        """Each metric's partial of one shard of a set of `num_images`; any worker can make it."""
+        """Each metric's partial of one image shard of a set of `num_images`; any worker can make it."""
         first = shard * self.shard_size
         count = min(self.shard_size, num_images - first)
         if shard < 0 or count < 1:
@@ -147,7 +147,7 @@ class Evaluator:
         return {name: find_metric(name).score(part, self.reference) for name in metrics}
 
     def score_real(self, real: RealSet, shard: int) -> dict[str, Any]:
-        """Each metric's partial of one shard of a set of real images, or of noise."""
+        """Each metric's partial of one image shard of a set of real images, or of noise."""
         part = self.reference.real_shard(real.which, real.count, shard * self.shard_size, self.shard_size)
         return {name: find_metric(name).score(part, self.reference) for name in real.metrics}
 
@@ -272,7 +272,7 @@ def score_all(
 def _folded(
     runner: Runner[Evaluator], metrics: Sequence[str], shards: Sequence[Call[Evaluator, dict[str, Any]]]
 ) -> dict[str, Any]:
-    """{metric: its partials of all shards, folded in their order}."""
+    """{metric: its partials of all image shards, folded in their order}."""
     together = {name: Accumulator(find_metric(name), len(shards)) for name in metrics}
 
     def take(shard: int, partials: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from workers.evaluator import Evaluator
 from workers.features.weights import Weights
 
 ATTEMPTS = 2
-"""A checkpoint whose scoring fails is tried once more, with fresh actors; a shard whose actor dies is made again."""
+"""Attempts at scoring a checkpoint, each with fresh actors; an image shard whose actor dies is made again within one."""
 
 
 class Scorer:

@@ -1,4 +1,4 @@
-"""`ebm evaluate`: scores of a stored checkpoint, its shards shared by K actors, written beside it.
+"""`ebm evaluate`: scores of a stored checkpoint, its image shards shared by K actors, written beside it.
 
 Actors have one thread each, so a shard's bits do not depend on their number. One that dies is replaced and its shard
 made again. Nothing is written before every score exists; writing again overwrites.

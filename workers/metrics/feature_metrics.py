@@ -45,7 +45,7 @@ def features_of(shard: Shard, real: Reference, extractor: str) -> Float[np.ndarr
 
 
 def _some_features(shard: Shard, real: Reference, extractor: str) -> Float[np.ndarray, "n d"]:
-    """Those of the shard's images that are among NUM_NEIGHBORS evenly spread ones of the whole set."""
+    """Those of the image shard's images that are among NUM_NEIGHBORS evenly spread ones of the whole set."""
     rows = thinned(shard.total, NUM_NEIGHBORS) - shard.first
     rows = rows[(rows >= 0) & (rows < len(shard.images))].numpy()
     return features_of(shard, real, extractor)[rows]

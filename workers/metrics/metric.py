@@ -28,12 +28,12 @@ class Metric:
     prepare: Callable[[Reference], object]
     """Refuses unfit data before the first image is drawn."""
     score: Callable[[Shard, Reference], Any]
-    """A shard's partial."""
+    """An image shard's partial."""
     finish: Callable[[Any, Reference, Mapping[str, Any]], dict[str, Any]]
     """`value`, the number to watch, and the further ones that explain it, from the folded partials of the generated
     images and of each real set."""
     fold: Callable[[Any, Any], Any] = append
-    """(what the shards so far made, or None; the next shard's partial) to what they make together."""
+    """(what the image shards so far made, or None; the next one's partial) to what they make together."""
     least: int = 2
     """Images of a set below which the score means nothing."""
     extractor: str | None = None
@@ -43,7 +43,7 @@ class Metric:
 
 
 class Accumulator:
-    """Folds partials in the order of their shards as they come: late ones wait, repeated ones change nothing."""
+    """Folds partials in the order of their image shards as they come: late ones wait, repeated ones change nothing."""
 
     def __init__(self, metric: Metric, num_shards: int) -> None:
         self._metric, self._num_shards = metric, num_shards
@@ -52,7 +52,7 @@ class Accumulator:
         self._strange: set[int] = set()
 
     def add(self, shard: int, partial: Any) -> None:
-        """Take the partial of a shard."""
+        """Take the partial of an image shard."""
         if not 0 <= shard < self._num_shards:
             self._strange.add(shard)
         elif shard >= self._next:
@@ -62,7 +62,7 @@ class Accumulator:
             self._next += 1
 
     def result(self) -> Any:
-        """What all shards make together. Raises DataError when one is missing or unknown."""
+        """What all image shards make together. Raises DataError when one is missing or unknown."""
         missing = set(range(self._next, self._num_shards)) - self._early.keys()
         odd = sorted(missing | self._strange)
         if odd or not self._num_shards:
@@ -75,7 +75,7 @@ class Accumulator:
 def combine(metric: Metric, deliveries: Iterable[tuple[int, Any]], num_shards: int) -> Any:
     """What shards 0 to num_shards - 1 make together, delivered as (shard, partial) in any order.
 
-    A shard delivered twice counts once. Raises DataError when a shard is missing or unknown.
+    One delivered twice counts once. Raises DataError when one is missing or unknown.
     """
     together = Accumulator(metric, num_shards)
     for shard, partial in deliveries:

@@ -52,7 +52,7 @@ def own_recipes(judge: Evaluator) -> dict[str, Recipe]:
 
 
 def draw_composed(judge: Evaluator, how: Recipe, shard: int, seed: int, num_steps: int | None) -> Pixels:
-    """A shard of images of one of these recipes."""
+    """An image shard of one of these recipes."""
     return _composer(judge).draw(how, shard, seed, num_steps)
 
 

@@ -199,9 +199,9 @@ def check_together(configs: Sequence[TrainConfig], names: Sequence[str]) -> None
 def draw_shard(
     models: Sequence[EnergyModel], how: Recipe, sampler: SamplerConfig, *, seed: int, shard: int, count: int
 ) -> Pixels:
-    """Images (count c h w) of one shard: chains of `sampler.generate_steps` steps from U(0, 1) noise on a composition.
+    """Images (count c h w) of an image shard: chains of sampler.generate_steps steps from U(0, 1) on a composition.
 
-    The noise of a shard is the same for every recipe. Raises CheckpointError when a chain or an energy leaves the
+    Its noise is the same for every recipe. Raises CheckpointError when a chain or an energy leaves the
     finite numbers.
     """
     energy = how.energy(models)
