@@ -24,7 +24,7 @@ from workers.evaluator import Evaluator
 from workers.features.weights import Weights
 
 ATTEMPTS = 2
-"""Attempts at scoring a checkpoint, each with fresh actors; an image shard whose actor dies is made again within one."""
+"""Attempts at scoring a checkpoint, each with fresh actors; within one, the image shard of a dead actor is repeated."""
 
 
 class Scorer:

@@ -56,7 +56,7 @@ def compare(generated: Float[np.ndarray, "n p"], real: Float[np.ndarray, "m p"])
 
 
 def score(shard: Shard, real: Reference) -> Float[np.ndarray, "n p"]:
-    """Pixels (level / 256) of those images of an image shard that are among NUM_IMAGES evenly spread ones of its set."""
+    """Pixels (level / 256) of those images of the shard that are among NUM_IMAGES evenly spread ones of its set."""
     rows = thinned(shard.total, NUM_IMAGES) - shard.first
     rows = rows[(rows >= 0) & (rows < len(shard.images))]
     return shard.images[rows].flatten(1).double().numpy() / 256
