@@ -74,7 +74,14 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float
             for key, shown in (("ratio", "diversity (pair distances)"), ("duplicates", "near-duplicates")):
                 rows.append((shown, document[key], document["heldout"][key], document["noise"][key]))
         elif name == "chains":
-            rows.append(("fid_small of long chains, end over best", headline(document), None, None))
+            rows.append(
+                (
+                    f"{document.get('distance', 'fid_small')} of long chains, end over best",
+                    headline(document),
+                    None,
+                    None,
+                )
+            )
         elif name == "composition":
             rows.append(("composed images that are as asked", headline(document), None, None))
         elif name == "ood":

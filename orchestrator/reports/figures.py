@@ -191,7 +191,8 @@ def _outline(values: np.ndarray, edges: np.ndarray) -> tuple[list[float], list[f
 def chain_figures(document: Mapping[str, Any]) -> list[Figure]:
     """How far chains that run on stray from the data, and their energy."""
     variants: Mapping[str, Any] = document.get("variants") or {}
-    labels = {"fid_small": "fid_small to training images", "energy": "mean energy of the chains"}
+    distance = str(document.get("distance", "fid_small"))
+    labels = {distance: f"{distance} to training images", "energy": "mean energy of the chains"}
     found = []
     for key, label in labels.items():
         series: Sequence[Series] = [

@@ -72,6 +72,7 @@ class Reference:
         self._train, self._heldout, self._energies, self._num_real = train, heldout, energies, num_real
         self._weights, self._device = weights or Weights.default(), device
         self._extractors: dict[str, Extractor] = {}
+        self._train_features: dict[str, FeatureStats] = {}
 
     @cached_property
     def train(self) -> RealImages:
@@ -89,11 +90,6 @@ class Reference:
         )
         index = torch.arange(len(images))
         return RealImages(images, self._some_energies(images, None, index), None, index.numpy())
-
-    @cached_property
-    def train_features(self) -> FeatureStats:
-        """Statistics of the small features of `train`."""
-        return FeatureStats.from_features(self.extractor("small").features(self.train.images))
 
     @cached_property
     def heldout_nearest(self) -> Float[np.ndarray, "n"]:
@@ -155,10 +151,20 @@ class Reference:
             images = dataset.fetch(thinned(len(dataset), count)[first : first + size])
         return Shard(images, None, first, count)
 
-    def frechet(self, images: Pixels) -> float:
-        """Fréchet distance of images to the training images, in small features."""
+    @property
+    def trained(self) -> str:
+        """The extractor that these images teach: `judge` by their labels, `rotation` where there are none."""
+        try:
+            return "judge" if self.judge else ROTATION
+        except DataError:
+            return ROTATION
+
+    def frechet(self, images: Pixels, name: str = "small") -> float:
+        """Fréchet distance of images to the training images, in features of extractor `name`."""
+        if name not in self._train_features:
+            self._train_features[name] = FeatureStats.from_features(self.extractor(name).features(self.train.images))
         return frechet_distance(
-            FeatureStats.from_features(self.extractor("small").features(images)), self.train_features
+            FeatureStats.from_features(self.extractor(name).features(images)), self._train_features[name]
         )
 
     def _real(self, dataset: Dataset) -> RealImages:

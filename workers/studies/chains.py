@@ -268,18 +268,19 @@ def class_score(probabilities: Float[np.ndarray, "n k"]) -> float:
 
 def report(
     found: Mapping[str, Study],
-    frechet: Callable[[Pixels], float],
+    distances: Mapping[str, Callable[[Pixels], float]],
     classify: Callable[[Pixels], Float[np.ndarray, "n k"]] | None = None,
 ) -> dict[str, Any]:
-    """Curves of every variant, and of its distance to the training images (`fid_small`), ready for JSON.
+    """Curves of every variant, and of its distances to the training images, ready for JSON.
 
+    distances: by name, such as fid_judge; the first is the one that `value` and tables show.
     classify: class probabilities of images, for `class_score` of each state; None: there is no judge.
-    `value`: fid_small of test_time (else of the first variant) at the end, over the smallest on its way: 1 if it never
-    gets worse. The few chains bias every distance upward alike.
+    `value`: that distance of test_time (else of the first variant) at the end, over the smallest on its way: 1 if it
+    never gets worse. The few chains bias every distance upward alike.
     """
-    described = {}
+    described, headline = {}, next(iter(distances))
     for name, one in found.items():
-        scored = {"fid_small": [frechet(state) for state in one.states]}
+        scored = {name: [distance(state) for state in one.states] for name, distance in distances.items()}
         if classify is not None:
             scored["class_score"] = [class_score(classify(state)) for state in one.states]
         memory = {key: _as_tree(value) for key, value in one.memory.items()}
@@ -288,7 +289,8 @@ def report(
         described[name] = {**kind, "steps": list(one.times), **scored, **curves, "autocorrelation_steps": memory}
     main = described.get("test_time") or next(iter(described.values()))
     return {
-        "value": main["fid_small"][-1] / min(main["fid_small"]),
+        "value": main[headline][-1] / min(main[headline]),
+        "distance": headline,
         "num_chains": len(next(iter(found.values())).states[0]),
         "num_steps": main["steps"][-1],
         "variants": described,

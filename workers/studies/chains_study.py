@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,15 @@ def report_chains(
     compares = "a pool of chains from noise, run on: with and without augmentation transitions, and noise"
     courses = {name: chains.study(plan, name, segments) for name, segments in found.items()}
     real, classify = judge.reference.heldout.images[: plan.num_chains], _classifier(judge)
+    distances = {
+        f"fid_{name}": partial(judge.reference.frechet, name=name) for name in (judge.reference.trained, "small")
+    }
     document = {
         "metric": "chains",
-        **chains.report(courses, judge.reference.frechet, classify),
+        **chains.report(courses, distances, classify),
         "heldout": {
             "num_images": len(real),
-            "fid_small": judge.reference.frechet(real),
+            **{name: distance(real) for name, distance in distances.items()},
             **({} if classify is None else {"class_score": chains.class_score(classify(real))}),
         },
         "seed": plan.seed,
@@ -117,15 +121,26 @@ def store(asked: Asked[ChainsOptions], document: Document) -> None:
         asked.folder.write(f"chains-{name}.png", strip_png(strip))
         pool = [study.states[i, :GRID_CHAINS] for i in (0, NUM_TIMES // 2, NUM_TIMES)]
         asked.folder.write(f"chains-{name}-pool.png", grids_png(pool))
-    curves = {name: (one["steps"][1:], one["fid_small"][1:]) for name, one in document["variants"].items()}
+    shown = document["distance"]
+    curves = {name: (one["steps"][1:], one[shown][1:]) for name, one in document["variants"].items()}
     title = f"{document['num_chains']} chains of {asked.run_name} running on"
-    label = "fid_small to training images"
+    label = f"{shown} to training images"
     asked.folder.write("chains.png", curves_png(curves, title, label, xlabel="Langevin step"))
 
 
 def tables(document: Mapping[str, Any], step: int) -> list[Table]:
     """Each variant early, half way and at its end, beside held-out images; and how long its chains remember."""
-    columns = ("kind", "steps", "fid_small", "class score", "energy", "gradient", "clamped", "variation", "distance")
+    columns = (
+        "kind",
+        "steps",
+        _distance(document),
+        "class score",
+        "energy",
+        "gradient",
+        "clamped",
+        "variation",
+        "distance",
+    )
     memory = ("kind", "transitions", "noise", "energy", "pixels")
     title = f"{document['num_chains']} long chains, step {step}"
     return [
@@ -135,17 +150,22 @@ def tables(document: Mapping[str, Any], step: int) -> list[Table]:
 
 
 def chain_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(variant, step, fid_small, class score, energy, gradient norm, clamped, variation, distance between chains)."""
+    """(variant, step, distance, class score, energy, gradient norm, clamped, variation, distance between chains)."""
     keys = ("energy", "gradient_norm", "clamped_fraction", "total_variation", "pairwise_distance")
     real = document["heldout"]
-    rows = [("real, held out", "-", f"{real['fid_small']:.4g}", _text(real.get("class_score")), *("-" for _ in keys))]
+    shown = _distance(document)
+    rows = [("real, held out", "-", f"{real[shown]:.4g}", _text(real.get("class_score")), *("-" for _ in keys))]
     for name, one in document["variants"].items():
         last = len(one["steps"]) - 1
         for i in sorted({last // 10, last // 2, last}):
             judged = _text(one["class_score"][i]) if "class_score" in one else "-"
             values = (f"{one[key][i]:.4g}" for key in keys)
-            rows.append((name, str(one["steps"][i]), f"{one['fid_small'][i]:.4g}", judged, *values))
+            rows.append((name, str(one["steps"][i]), f"{one[shown][i]:.4g}", judged, *values))
     return rows
+
+
+def _distance(document: Mapping[str, Any]) -> str:
+    return document.get("distance", "fid_small")  # the only one until 0.1
 
 
 def memory_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -96,7 +96,10 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     assert np.asarray(Image.open(io.BytesIO(first[f"evaluations/step-{STEP:09d}/ood.png"]))).std() > 0
 
     assert scores.read_scores(run, STEP).keys() == found.keys()
+    assert found["chains"]["distance"] == "fid_judge"  # digits have labels
+    assert found["chains"]["heldout"].keys() >= {"fid_judge", "fid_small", "class_score"}
     plain, outside, others, chains, memory = tables(found, STEP)
+    assert "fid_judge" in chains.columns
     assert [row[0] for row in plain.rows][:3] == ["fid_small", "kid_small", "precision (small)"]
     assert [row[:2] for row in outside.rows] == [(name, str(SIZES[name])) for name in list(SIZES)[1:]]
     assert [row[0] for row in others.rows] == ["interpolation", "noise", "objects"]

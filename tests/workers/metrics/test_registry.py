@@ -215,3 +215,14 @@ def test_empty_splits_are_refused(digits):
     train, heldout = digits
     with pytest.raises(DataError, match="test split is empty"):
         Reference(train, replace(heldout, num_images=0), brightness)
+
+
+def test_a_data_set_teaches_the_judge_of_its_labels_or_the_one_of_rotations(digits):
+    train, heldout = (limited(part, 200) for part in digits)
+    named = Reference(train, heldout, brightness)
+    assert named.trained == "judge"
+    for name in ("judge", "small"):
+        assert named.frechet(named.train.images, name) == pytest.approx(0, abs=1e-6)
+        assert 0 < named.frechet(named.heldout.images, name) < named.frechet(named.noise.images, name)
+    assert Reference(replace(train, labels=None), heldout, brightness).trained == "rotation"
+    assert Reference(replace(train, labels=torch.zeros(200).long()), heldout, brightness).trained == "rotation"

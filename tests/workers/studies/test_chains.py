@@ -112,16 +112,19 @@ def test_quantities_of_known_states():
 
 def test_the_report_tells_chains_that_get_worse(quadratic, make_settings, center):
     study = run(quadratic(center), make_settings())
-    made = chains.report({"descent": study}, lambda state: 1 + float(state.double().std()))
+    made = chains.report({"descent": study}, {"fid_small": lambda state: 1 + float(state.double().std())})
     json.dumps(made, allow_nan=False)
     small = made["variants"]["descent"]["fid_small"]
     assert made["value"] == small[-1] / min(small)
     assert (made["num_chains"], made["num_steps"]) == (6, 40)
     assert "class_score" not in made["variants"]["descent"]
     course = iter([3.0, 1.0, *[2.0] * 19])
-    assert chains.report({"test_time": study}, lambda _: next(course))["value"] == 2
+    assert (
+        chains.report({"test_time": study}, {"fid_judge": lambda _: next(course), "fid_small": lambda _: 1.0})["value"]
+        == 2
+    )
     sure = np.eye(3)[np.arange(6) % 3]
-    judged = chains.report({"descent": study}, lambda _: 1.0, lambda _: sure)
+    judged = chains.report({"descent": study}, {"fid_small": lambda _: 1.0}, lambda _: sure)
     assert judged["variants"]["descent"]["class_score"] == pytest.approx([3.0] * 21)
 
 

@@ -121,7 +121,7 @@ def test_chains_that_diverge_leave_nothing_behind(run: Run):
 def test_what_is_stored_is_pictures_and_numbers_and_no_progress(run: Run):
     part = asked(run, Here())
     document = measure(part)
-    report = chains.report(document["studies"], lambda _: 1.0)
+    report = chains.report(document["studies"], {"fid_small": lambda _: 1.0})
     STUDY.store(part, report | {"studies": document["studies"]})
     STUDY.tidy(part)
     names = [info.key.rpartition("/")[2] for info in run.list(RESULTS)]
@@ -134,7 +134,7 @@ def test_the_table_says_how_long_chains_remember(run: Run):
     pool = Here()
     plan = plan_of(asked(run, pool, descent_steps=400))
     studies = {name: chains.run_variant(pool.model, pool.cfg, name, plan) for name in ("no_transitions", "descent")}
-    document = chains.report(studies, lambda _: 1.0) | {"heldout": {"fid_small": 0.5}}
+    document = chains.report(studies, {"fid_small": lambda _: 1.0}) | {"heldout": {"fid_small": 0.5}}
     rows = {row[0]: row for row in STUDY.tables(document, STEP)[1].rows}
     assert rows["descent"][1:] == ("no", "no", "still", "still")
     assert float(rows["no_transitions"][4].removeprefix("at least ")) > 1
