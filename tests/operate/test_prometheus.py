@@ -44,9 +44,15 @@ def ask(folder: Path) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
             assert server.poll() is None, (folder / "log").read_text()
             return []
 
+    wait_for(lambda: listens(port) or server.poll() is not None)  # or the exporter may be given this port
     yield query
     server.terminate()
     server.wait(30)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
