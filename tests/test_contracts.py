@@ -38,6 +38,7 @@ def test_importing_a_package_loads_nothing_from_outside_its_room(package, forbid
     assert loaded_by(package, forbidden) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("module", ["orchestrator.training.driver", "orchestrator.training.worker", "workers.actor"])
 def test_a_process_of_a_job_starts_without_what_only_some_scores_need(module: str):
     # A job starts five processes or more, and these libraries cost each of them over a second of a core.

@@ -66,6 +66,7 @@ def test_energies_and_slopes_equal_ours(layout: str, dtype: torch.dtype, size: i
     assert error(*slopes) < TOLERANCE[dtype][0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_term_and_its_gradient_equals_ours(layout: str, dtype: torch.dtype) -> None:

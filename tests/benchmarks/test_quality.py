@@ -48,6 +48,7 @@ def test_every_trainer_moves_the_same_network_and_its_average_follows(trainer: s
     assert all(torch.isfinite(value).all() for value in rival.ema.parameters())
 
 
+@pytest.mark.full
 def test_torchebms_warm_up_minimises_our_flow_loss_as_we_do():
     settings = ("model.widths=64,64", "warmup.num_steps=150", "train.num_steps=200", "warmup.ema_decay=0.9")
     cfg = core_config(override(job_preset("digits"), settings))

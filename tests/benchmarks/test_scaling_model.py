@@ -38,6 +38,7 @@ def work() -> model.Work:
     return model.counted(cifar10())
 
 
+@pytest.mark.full
 def test_operations_of_the_cifar10_preset_are_those_of_the_profile_and_of_the_architecture(work: model.Work):
     cfg = model.small(cifar10(), 1, 1)
     assert work.langevin_flops == langevin_flops(init_state(cfg), cfg)

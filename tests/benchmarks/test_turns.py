@@ -48,6 +48,7 @@ def ended(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.full
 def test_two_programs_work_in_turns_and_what_their_steps_take_is_what_they_sleep(tmp_path: Path) -> None:
     logs, grandchild = (tmp_path / "a.log", tmp_path / "b.log"), tmp_path / "grandchild.log"
     with Program([sys.executable, "-c", STEPS, "0.05", GRANDCHILD, str(grandchild)], logs[0]) as a:

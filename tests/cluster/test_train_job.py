@@ -132,6 +132,7 @@ def store_checkpoint(run: Run, job: JobConfig, step: int, folder: Path) -> None:
     run.commit(step, attempt, (folder / checkpoint.MANIFEST).read_bytes())
 
 
+@pytest.mark.full
 def test_a_stopped_and_resumed_worker_writes_what_a_plain_loop_writes(tmp_path: Path):
     train(tmp_path, "train.num_steps=3")
     first = numbers_of(stored(tmp_path))
@@ -194,6 +195,7 @@ def test_a_hung_worker_is_found_and_replaced_and_costs_no_number(tmp_path: Path,
     assert files_of(stored(tmp_path), 30, tmp_path / "a") == plain_loop(job, tmp_path / "b")
 
 
+@pytest.mark.full
 def test_divergence_ends_the_run_saves_what_it_had_and_is_not_retried(tmp_path: Path):
     display = Notes()
     with pytest.raises(DivergenceError) as end:
@@ -224,6 +226,7 @@ def test_two_workers_roll_back_together_to_before_the_drift_and_go_on_slower(tmp
     assert rows["rollbacks"].to_pylist() == [0] * 3 + [1] * 4
 
 
+@pytest.mark.full
 def test_an_error_in_a_worker_is_one_line_and_status_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -273,6 +276,7 @@ def test_a_scorer_stores_scores_and_a_grid_beside_the_checkpoint(tmp_path: Path)
     assert run.read_bytes(grid).startswith(b"\x89PNG")
 
 
+@pytest.mark.full
 def test_a_scorer_that_fails_is_tried_once_more_and_then_leaves_the_run_alone(tmp_path: Path):
     job = tiny_job(tmp_path)
     store_checkpoint(stored(tmp_path), job, 3, tmp_path / "made")

@@ -27,6 +27,7 @@ with files.whole_file(path) as fresh:
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("moment", ["writing", "renaming"])
 @pytest.mark.parametrize("before", ["the old file", None])
 def test_a_kill_leaves_what_was_there(moment: str, before: str | None, tmp_path: Path):

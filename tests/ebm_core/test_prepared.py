@@ -291,6 +291,7 @@ def test_a_server_without_the_set_is_said_in_one_line(bucket):
         load(replace(DIGITS, root=bucket.replace("/digits", "/none")))
 
 
+@pytest.mark.full
 def test_a_server_that_is_not_there_is_said_in_one_line(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")

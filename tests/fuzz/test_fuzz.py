@@ -20,6 +20,7 @@ def run(*words: str, seconds: float = 280) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.full
 def test_some_hundred_inputs_are_taken_or_refused_within_the_bounds():
     done = run("-m", "tests.fuzz", "--inputs", "360", "--seed", "6")
     assert done.returncode == 0, done.stdout + done.stderr

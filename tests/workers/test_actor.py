@@ -61,6 +61,7 @@ def test_an_actor_scores_a_step_as_an_evaluator_here_does_and_hands_errors_over(
     assert ray.get(actor.num_threads.remote()) == 2  # alive after an error
 
 
+@pytest.mark.full
 @pytest.mark.cluster
 @pytest.mark.parametrize(("num_cpus", "policy"), [(1, "SCHED_OTHER"), (0, "SCHED_IDLE")])
 def test_an_actor_beside_training_takes_only_what_training_leaves(cluster, num_cpus, policy):

@@ -26,6 +26,7 @@ def tensors(kernel: int, height: int, width: int, dtype=torch.float64, batch: in
     return [torch.randn(shape, generator=rng).to(dtype).requires_grad_() for shape in shapes]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_values_and_both_derivatives_are_those_of_finite_differences(case: tuple[int, ...]) -> None:
     kernel, stride, padding, *size = case

@@ -39,6 +39,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.full
 def test_workers_that_compile_side_by_side_all_get_both_files(tmp_path: Path) -> None:
     program = (
         "from ebm_core.fast import winograd; import torch; winograd.load(); "

@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import pytest
 from typer.testing import CliRunner
 
 from ebm_core.profile import PARTS, parts_of, profile_step
@@ -21,6 +22,7 @@ def test_the_parts_are_disjoint_and_add_up_to_the_step():
     assert found.hours(2) > 0
 
 
+@pytest.mark.full
 def test_kl_is_what_is_left_of_the_backward_pass_once_the_samples_have_their_gradient():
     cfg = tiny_config()
     loop = dataclasses.replace(cfg.train, grad_norms_every=1)  # further passes through the samples, not in this part

@@ -15,6 +15,7 @@ CHILD = """
 import os, signal, sys
 from orchestrator.cluster.signals import ask_once
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background has it ignored
 asked = []
 def again(number):
     print("ended by", number, flush=True)

@@ -81,6 +81,7 @@ def results(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("compositions/*"))}
 
 
+@pytest.mark.full
 @pytest.mark.cluster
 def test_one_actor_and_two_store_the_same_bytes_beside_the_first_run(cluster, root: Path, tmp_path: Path):
     request = ComposeRequest(concepts=(f"shapes@{STEP}:cube", "left:left=1"), num_images=70, num_actors=2)
@@ -115,6 +116,7 @@ def test_one_actor_and_two_store_the_same_bytes_beside_the_first_run(cluster, ro
     assert np.asarray(Image.open(io.BytesIO(out.read_bytes()))).std() > 0
 
 
+@pytest.mark.full
 @pytest.mark.cluster
 def test_energies_without_a_factor_are_drawn_and_not_scored_and_nan_stores_nothing(cluster, root: Path):
     before = results(root)

@@ -108,6 +108,7 @@ def test_one_actor_and_two_store_the_same_bytes_and_again_overwrites(cluster, tm
     assert [row[:3] for row in memory.rows] == [("no_transitions", "no", "yes"), ("descent", "no", "no")]
 
 
+@pytest.mark.full
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("settings", "asked", "kind", "said"),
@@ -281,6 +282,7 @@ class Dead:
         os._exit(1)
 
 
+@pytest.mark.full
 @pytest.mark.cluster
 def test_actors_that_keep_dying_end_the_evaluation(cluster):
     with Pool(lambda: ray.remote(num_cpus=1)(Dead).remote(), 1) as pool, pytest.raises(ClusterError, match="4 scoring"):

@@ -97,6 +97,7 @@ def with_brightness(tmp_path: Path):
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.full
 @pytest.mark.cluster
 def test_a_study_is_one_file_and_one_entry_from_the_command_line_to_its_result(with_brightness, tmp_path: Path):
     run = store_run(tmp_path / "runs")

@@ -42,6 +42,7 @@ def test_an_object_store_keeps_its_promise(check: Check, open_store: Open):
     check(open_store)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("check", RUN_CHECKS, ids=name_of)
 def test_a_run_store_keeps_its_promise(check: Check, open_store: Open):
     check(lambda name: RunStore(open_store(name)))

@@ -151,6 +151,7 @@ def test_a_process_of_which_only_the_exit_status_is_left_is_dead():
     child.communicate()
 
 
+@pytest.mark.full
 def test_a_lost_machine_costs_one_lease_and_no_more(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch):
     write_owner(objects, 1, elsewhere())
     objects.put("s/owners/000001.beat.json", b'{"count": 7, "released": false}')

@@ -53,6 +53,7 @@ def run(store: S3Store) -> Run:
 UPLOADS = ["model.safetensors", "COMMITTED"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("key", UPLOADS)
 @pytest.mark.parametrize(
     ("kind", "words"),
@@ -88,6 +89,7 @@ def test_a_lasting_fault_of_any_upload_is_an_error_and_no_checkpoint(
     assert not any(info.key.startswith("checkpoints/step-000000002/COMMITTED") for info in run.list())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("key", UPLOADS)
 @pytest.mark.parametrize("kind", [500, 503, "drop", "lose", "stall", "late", "twice"])
 def test_a_passing_fault_is_retried_and_the_checkpoint_is_sound(
@@ -118,6 +120,7 @@ def test_a_commit_whose_answer_never_came_can_be_repeated(proxy: FaultProxy, run
     assert run.checkpoints() == [1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [500, 503, "drop", "cut", "stall", "late", "trickle"])
 def test_a_download_that_fails_at_first_is_completed(proxy: FaultProxy, run: Run, kind: int | str, tmp_path: Path):
     write_checkpoint(run, 1)

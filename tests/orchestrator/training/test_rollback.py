@@ -183,6 +183,7 @@ def test_the_run_ends_with_the_divergence_when_the_rollbacks_are_used_up(
     assert any(info.key.startswith("diverged/step-000000013/") for info in job.run.list())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "when",
     [

@@ -64,6 +64,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
         yield "s3", f"s3://{bucket}/runs?endpoint_url={endpoint}"
 
 
+@pytest.mark.full
 def test_the_named_crash_points_are_those_that_a_save_passes(place: tuple[str, str], tmp_path: Path):
     kind, where = place
     check_points(where, tmp_path / "scratch", kind)
@@ -72,10 +73,12 @@ def test_the_named_crash_points_are_those_that_a_save_passes(place: tuple[str, s
     assert len(CRASH_POINTS[kind]) == expected
 
 
+@pytest.mark.full
 def test_a_save_killed_at_any_named_point_shows_the_old_checkpoint_or_the_new(place: tuple[str, str], tmp_path: Path):
     kind, where = place
     check_crashes(where, tmp_path / "scratch", kind)
 
 
+@pytest.mark.full
 def test_random_kills_lose_nothing_that_a_save_had_returned(place: tuple[str, str], tmp_path: Path):
     check_random_kills(place[1], tmp_path / "scratch", KILLS)

@@ -153,6 +153,7 @@ def make(quadratic, make_settings, digits, deep_weights, tmp_path):
     return build
 
 
+@pytest.mark.full
 def test_published_scores_of_an_evaluator_are_torch_fidelitys_on_the_same_images(
     fidelity, make, digits, inception_file, deep_weights
 ):
