@@ -32,9 +32,9 @@ sweep: $(VENV)/installed
 # than tests/floor.txt says. torch.compile wants a C++ compiler: installed (Debian's package) where it is missing.
 APART := not s3 and not browser and not prometheus and not operate and not nodes and not kills
 test: MARKED := $(APART) and not full
-test: TAKES := less than 23 minutes on two fast cores, less than 46 on slow ones; `make test-all` runs the long tests too
+test: TAKES := about five minutes on two fast cores, ten on slow ones; `make test-all` runs the long tests too
 test-all: MARKED := $(APART)
-test-all: TAKES := about 23 minutes on two fast cores, twice that on slow ones
+test-all: TAKES := about 21 minutes on two fast cores, twice that on slow ones
 test test-all: $(VENV)/installed-dev
 	tests/install.sh g++ g++
 	@echo '$@: $(TAKES)'
