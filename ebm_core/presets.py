@@ -4,6 +4,7 @@ Each preset is a plain function that returns a TrainConfig; everything it does n
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ebm_core.config import (
     AugmentConfig,
@@ -84,35 +85,16 @@ def digits_paper() -> TrainConfig:
 
 def _small_convolutions(data: DataConfig, warmup_steps: int, widths: tuple[int, ...]) -> TrainConfig:
     """As `digits`, with convolutions and a head that tells places apart: images of 28 x 28 or 32 x 32 on a CPU."""
-    return TrainConfig(
+    recipe = digits()
+    return replace(
+        recipe,
         data=data,
-        model=ModelConfig(
-            kind="plain",
-            widths=widths,
-            norm="none",
-            attention=False,
-            multiscale=False,
-            standardize_weights=False,
-            centered=True,
-            head="places",
-            output_scale=1e-4,
-        ),
-        sampler=SamplerConfig(
-            num_steps=10,
-            step_size=200.0,
-            noise_std=0.01,
-            generate_steps=100,
-            transition_every=0,
-            transition_free_steps=0,
-        ),
-        loss=LossConfig(cd_weight=40.0, flow_weight=0.25, kl_weight=0.0, entropy_weight=0.0, l2_weight=0.0),
-        warmup=WarmupConfig(num_steps=warmup_steps, speed=2.0, ema_decay=0.998),
-        buffer=BufferConfig(
-            kind="persistent", capacity=512, restart_fraction=0.05, restart_steps=50, data_fraction=0.5
-        ),
-        augment=AugmentConfig(enabled=False),
-        optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.99), ema_decay=0.995, lr_rise_steps=50, lr_fall_steps=1000),
-        train=LoopConfig(num_steps=warmup_steps + 500, batch_size=64),
+        model=replace(recipe.model, kind="plain", widths=widths, head="places", output_scale=1e-4),
+        sampler=replace(recipe.sampler, step_size=200.0),
+        warmup=replace(recipe.warmup, num_steps=warmup_steps, ema_decay=0.998),
+        buffer=replace(recipe.buffer, restart_fraction=0.05),
+        optimizer=replace(recipe.optimizer, lr_fall_steps=1000),
+        train=replace(recipe.train, num_steps=warmup_steps + 500),
     )
 
 

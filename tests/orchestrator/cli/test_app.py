@@ -148,6 +148,8 @@ def test_a_run_without_a_checkpoint_cannot_be_sampled(
     assert "no checkpoint yet" in capsys.readouterr().err
     assert run_main(monkeypatch, "sample", "kept", "--checkpoint", "5") == 2
     assert "no checkpoint yet" in capsys.readouterr().err
+    assert run_main(monkeypatch, "sample", "kept", "--checkpoint", "last") == 2
+    assert "last is neither the number of a training step nor the word best" in capsys.readouterr().err
 
 
 def test_divergence_has_its_own_status(capsys: pytest.CaptureFixture[str]):

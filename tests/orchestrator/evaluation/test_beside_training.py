@@ -159,9 +159,9 @@ def test_the_best_checkpoint_stays_however_old_until_a_better_one_comes(scored, 
 
 def test_more_is_better_where_the_score_says_so(scored, tmp_path):
     run, _ = scored
-    for step, value in ((2, 1.0), (4, 3.0), (6, 2.0)):
+    for step, value in ((2, float("nan")), (4, 3.0), (6, 2.0)):
         store(run, job(tmp_path), step)
-        run.write_json(f"evaluations/step-{step:09d}/classifier.json", {"value": value})
+        run.write_bytes(f"evaluations/step-{step:09d}/classifier.json", json.dumps({"value": value}).encode())
     assert best_step(run, "classifier") == 4
     run.write_config({"data": {"name": "digits"}})
     with pytest.raises(CheckpointError, match="`step` best: no checkpoint of run run has a score fid_judge"):

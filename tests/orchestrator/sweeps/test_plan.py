@@ -174,3 +174,11 @@ def test_a_term_of_the_loss_is_a_metric_by_its_present_name_or_the_one_of_0_1():
     assert make_plan("table2", request(metric="loss/novel"))[0].metric == "loss/novel"
     with pytest.raises(ConfigError, match="no evaluation produces it"):
         make_plan("table2", request(metric="novel"))
+
+
+def test_a_grid_runs_on_its_own_preset_and_shrinks_by_its_own_settings_too():
+    plan, base = make_plan("recipe", SweepRequest())
+    assert (plan.preset, plan.name, base.warmup.num_steps) == ("digits", "recipe-digits", 6000)
+    assert make_plan("buffer", SweepRequest())[0].preset == "cifar10"
+    _, small = make_plan("recipe", SweepRequest(smoke=True))
+    assert (small.warmup.num_steps, small.train.num_steps, small.buffer.restart_steps) == (30, 60, 5)
